@@ -1,0 +1,252 @@
+"""The kernel cache on disk: built files and small JSON values, each keyed by a SHA-256 of what it depends on.
+
+An entry is two files: `<key><suffix>` and `<key><suffix>.sha256`, the digest of its content. An entry whose content
+and digest disagree (cut short, edited) does not exist: it is built again. Writing is a temporary file in the same
+directory, then `os.replace`; a lock file per entry lets one of several processes build while the others wait. The
+directory has mode 0700 and must belong to this user. Where it can't be used (read-only, full, someone else's), a
+warning is given once and a private temporary directory takes its place until the process ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from .errors import CacheError, MeshwrightWarning
+from .settings import settings
+
+log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT_S = 600.0  # longer than any one compile; past it this process builds for itself
+_UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOTSUP,
+             errno.ENOSYS, errno.EIO, errno.ENOTDIR, errno.EFBIG}
+
+
+def key_of(*parts: str) -> str:
+    """The key of an entry that depends on `parts` (order and borders count): 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()
+
+
+class KernelCache:
+    """Built files under one directory. Safe to share between threads and processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._wanted = directory
+        self._directory: Path | None = None
+        self._guard = threading.Lock()
+
+    @property
+    def directory(self) -> Path:
+        """Where entries live now: the directory asked for or, when that is unusable, a private temporary one."""
+        with self._guard:
+            if self._directory is None:
+                try:
+                    _make_private(self._wanted)
+                    self._directory = self._wanted
+                except OSError as error:
+                    self._directory = _temporary_directory(self._wanted, error)
+            return self._directory
+
+    @property
+    def is_temporary(self) -> bool:
+        """True when the directory asked for was unusable."""
+        return self.directory != self._wanted
+
+    def get_or_build(self, key: str, suffix: str, build: Callable[[Path], None]) -> Path:
+        """The file of `key`; `build(path)` writes it when there is none that is whole.
+
+        `build` gets a temporary path in the cache's directory with the same suffix. What it raises reaches the caller,
+        except an `OSError` that means the directory is unusable: then it is called again elsewhere.
+        """
+        entry = self._entry(key, suffix)
+        if is_whole(entry):
+            return entry
+        try:
+            return self._build_locked(entry, build)
+        except (OSError, filelock.Timeout) as error:
+            if not _directory_is_unusable(error) or self.is_temporary:
+                raise
+            self._move_away(error)
+        return self._build_locked(self._entry(key, suffix), build)
+
+    def get_json(self, key: str) -> Any:
+        """The JSON value stored under `key`, or None when there is none that is whole."""
+        entry = self._entry(key, ".json")
+        try:
+            return json.loads(entry.read_text()) if is_whole(entry) else None
+        except (OSError, ValueError):
+            return None
+
+    def put_json(self, key: str, value: Any) -> None:
+        """Store a JSON value, replacing any older one. Where it can't be stored it is forgotten: a cache may forget."""
+        text = json.dumps(value, sort_keys=True)
+        entry = self._entry(key, ".json")
+        try:
+            _install(entry, lambda path: path.write_text(text))
+        except OSError as error:
+            log.warning("could not remember %s: %s", entry, error)
+
+    def size(self) -> tuple[int, int]:
+        """(number of entries, bytes they take with their digests)."""
+        files = [f for f in _files(self.directory) if f.suffix != ".lock"]
+        entries = [f for f in files if f.suffix != ".sha256"]
+        return len(entries), sum(_size_of(f) for f in files)
+
+    def clear(self) -> int:
+        """Delete every entry; the number deleted. Files that are loaded somewhere stay usable there."""
+        entries, _ = self.size()
+        for file in _files(self.directory):
+            file.unlink(missing_ok=True)
+        return entries
+
+    def _entry(self, key: str, suffix: str) -> Path:
+        if not key or not all(c in "0123456789abcdef" for c in key):
+            raise CacheError(f"cache key {key!r}", expected="hexadecimal digits", do="Make keys with key_of().")
+        return self.directory / key[:2] / f"{key}{suffix}"
+
+    def _build_locked(self, entry: Path, build: Callable[[Path], None]) -> Path:
+        entry.parent.mkdir(mode=0o700, exist_ok=True)
+        with filelock.FileLock(entry.with_name(entry.name + ".lock"), timeout=LOCK_TIMEOUT_S):
+            if not is_whole(entry):  # another process may have built it while we waited
+                _install(entry, build)
+        return entry
+
+    def _move_away(self, error: Exception) -> None:
+        with self._guard:
+            self._directory = _temporary_directory(self._wanted, error)
+
+
+_caches: dict[Path, KernelCache] = {}
+_caches_guard = threading.Lock()
+
+
+def default_directory() -> Path:
+    """MESHWRIGHT_CACHE_DIR, else the user's cache directory on this platform."""
+    return settings().cache_dir or Path(platformdirs.user_cache_dir("meshwright", appauthor=False))
+
+
+def default_cache() -> KernelCache:
+    """The cache the settings ask for now (one object per directory and process)."""
+    directory = default_directory()
+    with _caches_guard:
+        return _caches.setdefault(directory, KernelCache(directory))
+
+
+def get_or_build(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
+    """`KernelCache.get_or_build` of the default cache."""
+    return default_cache().get_or_build(key, suffix, build)
+
+
+def get_json(key: str) -> Any:
+    """`KernelCache.get_json` of the default cache."""
+    return default_cache().get_json(key)
+
+
+def put_json(key: str, value: Any) -> None:
+    """`KernelCache.put_json` of the default cache."""
+    default_cache().put_json(key, value)
+
+
+def is_whole(entry: Path) -> bool:
+    """True when `entry` exists and its content has the digest stored beside it."""
+    try:
+        wanted = _digest_file(entry).read_text().strip()
+        return wanted == _digest(entry)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest_file(entry: Path) -> Path:
+    return entry.with_name(entry.name + ".sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _install(entry: Path, build: Callable[[Path], Any]) -> None:
+    """Build into a temporary file, then move it and its digest into place."""
+    entry.parent.mkdir(mode=0o700, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".build-", dir=entry.parent))
+    try:
+        built, digest = work / entry.name, work / "digest"
+        build(built)
+        digest.write_text(_digest(built) + "\n")
+        _flush(built)
+        os.replace(built, entry)
+        os.replace(digest, _digest_file(entry))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to keep the file, so that a full disk shows itself here and not after a crash."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_private(directory: Path) -> None:
+    """Create `directory` with mode 0700 and check that it belongs to this user. Raises `OSError` otherwise."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, f"belongs to user id {status.st_uid}, not {os.getuid()}", str(directory))
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        directory.chmod(0o700)
+    with tempfile.TemporaryFile(dir=directory) as probe:  # root passes os.access on a read-only mount
+        probe.write(b"x")
+
+
+def _directory_is_unusable(error: Exception) -> bool:
+    return isinstance(error, filelock.Timeout) or (isinstance(error, OSError) and error.errno in _UNUSABLE)
+
+
+def _temporary_directory(wanted: Path, error: Exception) -> Path:
+    """A private directory that lives as long as this process, in place of `wanted`; warns."""
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="meshwright-"))
+    except OSError as second:
+        raise CacheError(f"the kernel cache {wanted} is unusable ({error}) and so is {tempfile.gettempdir()} ({second})",
+                         do="Free some disk space or point MESHWRIGHT_CACHE_DIR at a writable directory.") from second
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    warnings.warn(MeshwrightWarning(
+        f"the kernel cache {wanted} can't be used ({error}); kernels of this process go to {directory} and are "
+        "compiled again next time. Point MESHWRIGHT_CACHE_DIR at a writable directory."), stacklevel=3)
+    return directory
+
+
+def _files(directory: Path) -> list[Path]:
+    return [f for f in directory.rglob("*") if f.is_file()]
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

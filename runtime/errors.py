@@ -1,0 +1,85 @@
+"""Everything Meshwright raises on purpose, and the warning it gives when it falls back.
+
+A message has three parts: what was given, what was expected, what to do. `MeshwrightError("given", expected="…",
+do="…")` puts them together; a single complete sentence is fine too.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MeshwrightError(Exception):
+    """Base of all errors of this package: catching it catches every one of them."""
+
+    def __init__(self, given: str, *, expected: str = "", do: str = "") -> None:
+        self.given, self.expected, self.do = given, expected, do
+        super().__init__(_sentence(given, expected, do))
+
+
+class InvalidInputError(MeshwrightError, ValueError):
+    """An argument of a public call is wrong: a non-module, wrong example inputs, an unhashable option."""
+
+
+class UnknownNameError(InvalidInputError):
+    """A name that is not in a known set (pass, target, option); carries the nearest known name."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        self.name = str(name)
+        self.known = tuple(sorted(known))
+        self.nearest = nearest_name(self.name, self.known)
+        hint = f"did you mean {self.nearest!r}?" if self.nearest else ""
+        super().__init__(f"unknown {kind} {self.name!r}", expected=f"one of {', '.join(self.known) or '(none)'}", do=hint)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_unknown_name, (self.given, self.name, self.known))
+
+
+class UnsupportedError(MeshwrightError):
+    """Valid input that Meshwright does not handle, such as an already quantized model."""
+
+
+class CaptureError(MeshwrightError):
+    """The model, or a region of it, could not be turned into a graph."""
+
+
+class CompileFailure(MeshwrightError, RuntimeError):
+    """A compiler (C++ or Triton) rejected a source; `source_path` is the kept file, where there is one."""
+
+    def __init__(self, given: str, *, expected: str = "", do: str = "", source_path: str | None = None) -> None:
+        self.source_path = source_path
+        super().__init__(given, expected=expected, do=do)
+
+
+class ToolchainError(MeshwrightError, RuntimeError):
+    """No usable compiler on this machine."""
+
+
+class CacheError(MeshwrightError, OSError):
+    """The kernel cache can hold nothing, not even in a private temporary directory."""
+
+
+class ArtifactError(MeshwrightError, ValueError):
+    """A saved artifact is damaged, of another version, or does not fit the model it is loaded for."""
+
+
+class MeshwrightWarning(UserWarning):
+    """Meshwright fell back to something slower that is still correct; the message says why."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when nothing is close."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    return by_lower[close[0]] if close else None
+
+
+def _sentence(given: str, expected: str, do: str) -> str:
+    first = f"{given}; expected {expected}" if expected else given
+    return f"{first.rstrip('.')}. {do}" if do else first
+
+
+def _rebuild_unknown_name(given: str, name: str, known: tuple[str, ...]) -> UnknownNameError:
+    kind = given.removeprefix("unknown ").rpartition(" ")[0]
+    return UnknownNameError(kind, name, known)
