@@ -140,8 +140,12 @@ _caches_guard = threading.Lock()
 
 
 def default_directory() -> Path:
-    """MESHWRIGHT_CACHE_DIR, else the user's cache directory on this platform."""
-    return settings().cache_dir or Path(platformdirs.user_cache_dir("meshwright", appauthor=False))
+    """`kernels` under MESHWRIGHT_CACHE_DIR, else under the user's cache directory on this platform.
+
+    A directory of its own, so that setting its mode and clearing it touch nothing else in the directory given.
+    """
+    base = settings().cache_dir or Path(platformdirs.user_cache_dir("meshwright", appauthor=False))
+    return base / "kernels"
 
 
 def default_cache() -> KernelCache:

@@ -77,7 +77,9 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
 
 def _sentence(given: str, expected: str, do: str) -> str:
     first = f"{given}; expected {expected}" if expected else given
-    return f"{first.rstrip('.')}. {do}" if do else first
+    if not do:
+        return first
+    return first + do if first.endswith("\n") else f"{first.rstrip('.')}. {do}"
 
 
 def _rebuild_unknown_name(given: str, name: str, known: tuple[str, ...]) -> UnknownNameError:
