@@ -1,0 +1,40 @@
+"""Meshwright compiles PyTorch models: `meshwright.compile(model, example_inputs)`.
+
+Only public names live here, and each is imported at its first use: `import meshwright` loads neither torch nor a room.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {  # public name -> the module that defines it
+    "AccuracyBudget": ".compiler.api",
+    "compile": ".compiler.api",
+    "load": ".compiler.api",
+    "MeshwrightError": ".runtime.errors",
+    "MeshwrightWarning": ".runtime.errors",
+}
+
+if TYPE_CHECKING:
+    from . import passes as passes
+    from .runtime.errors import MeshwrightError as MeshwrightError
+    from .runtime.errors import MeshwrightWarning as MeshwrightWarning
+
+__all__ = ["MeshwrightError", "MeshwrightWarning", "__version__", "compile", "load", "passes"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "passes":
+        return importlib.import_module(".passes", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,14 @@
+"""`python -m meshwright`, and the `meshwright` console script."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line (docs/cli.md)."""
+    from .compiler.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
