@@ -1,9 +1,9 @@
 """What a compilation did, as data: per pass what matched, was rewritten, refused or dropped and why, predicted and
 measured seconds, seconds per compile phase, every emitted kernel, and every region that runs eagerly.
 
-One `Report` belongs to one compiled model (or to one `torch.compile` call). Graphs, forward and backward, are compiled at
-different moments and on different threads, all adding to the same report: every method takes its lock. Rendering is
-in `report_render`; use `print(report)`, `report.as_dict()` or `report.to_html()`.
+One `Report` belongs to one compiled model (or to one `torch.compile` call). Graphs, forward and backward, are compiled
+at different moments and on different threads, all adding to the same report: every method takes its lock. Rendering
+is in `report_render`; use `print(report)`, `report.as_dict()` or `report.to_html()`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..runtime.program import Program
@@ -89,7 +89,7 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One emitted kernel: `language` is "c++" or "triton", `source` its text, `ir` the kernel IR it was printed from."""
+    """One emitted kernel: `language` is "c++" or "triton", `source` its text, `ir` the kernel IR it was made from."""
 
     name: str
     language: str

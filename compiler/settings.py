@@ -99,7 +99,8 @@ def _read_pass(item: Any) -> PassSpec:
     if isinstance(item, str):
         return item
     if not isinstance(item, Pass):
-        raise InvalidInputError(f"{item!r} in passes", expected="a pass name or a Pass object (name, lossless, level, find)")
+        raise InvalidInputError(f"{item!r} in passes",
+                                expected="a pass name or a Pass object (name, lossless, level, find)")
     _hashable("passes", item)
     return item
 

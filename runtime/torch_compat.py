@@ -7,3 +7,117 @@ functions, so that a name which moves breaks its one caller and not `import mesh
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+def core_aten_decompositions() -> dict[Any, Callable[..., Any]]:
+    """PyTorch's table of decompositions to core ATen."""
+    from torch._decomp import core_aten_decompositions as table
+
+    return dict(table())
+
+
+def get_decompositions(ops: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """PyTorch's own decompositions of `ops` (packets or overloads)."""
+    from torch._decomp import get_decompositions as lookup
+
+    return dict(lookup(ops))
+
+
+GraphCompiler = Callable[..., Callable[..., Any]]  # (aten gm, fake inputs) -> boxed callable
+
+
+def aot_autograd(gm: Any, example_inputs: Sequence[Any], *, forward: GraphCompiler, backward: GraphCompiler,
+                 inference: GraphCompiler, decompositions: Mapping[Any, Any]) -> Callable[..., Any]:
+    """Run AOTAutograd on a Dynamo graph; each compiler gets an ATen graph with fake inputs and returns a boxed callable.
+
+    Wraps `torch._dynamo.backends.common.aot_autograd`: the public `functorch.compile.aot_module` neither keeps input
+    mutations in inference graphs nor guards the compiled backward against being traced again.
+    """
+    from functorch.compile import min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd as make_backend
+
+    backend = make_backend(fw_compiler=forward, bw_compiler=backward, inference_compiler=inference,
+                           decompositions=dict(decompositions), partition_fn=min_cut_rematerialization_partition,
+                           keep_inference_input_mutations=True)
+    return backend(gm, example_inputs)  # type: ignore[no-any-return]
+
+
+def mark_boxed(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Say that `call` takes one list of arguments and may empty it. Wraps the attribute AOTAutograd looks for."""
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def is_fake(value: object) -> bool:
+    """True for a tensor without data (fake or on the meta device). Wraps `torch._subclasses.FakeTensor`."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(value, FakeTensor) or (isinstance(value, torch.Tensor) and value.is_meta)
+
+
+@dataclass(frozen=True)
+class BreakReason:
+    """Why Dynamo ended a graph, and the user's line it points at."""
+
+    reason: str
+    file: str
+    line: int
+
+
+def break_reason(gm: Any) -> BreakReason | None:
+    """Why Dynamo ended the graph `gm`, or None when it ended because the function did.
+
+    Wraps `GraphModule.compile_subgraph_reason`, which Dynamo sets and documents nowhere.
+    """
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return None
+    return _break_reason(reason)
+
+
+def _break_reason(reason: Any) -> BreakReason:
+    frames = [f for f in reason.user_stack if "torch/nn/modules/module.py" not in f.filename]
+    last = frames[-1] if frames else None
+    text = next((ln.strip() for ln in str(reason.reason).splitlines() if ln.strip()), "unknown reason")
+    return BreakReason(text, last.filename if last else "", int(last.lineno or 0) if last else 0)
+
+
+def break_reasons_so_far() -> int:
+    """How many graph breaks Dynamo has recorded so far. Wraps `torch._dynamo.output_graph.graph_break_reasons`."""
+    from torch._dynamo import output_graph
+
+    return len(output_graph.graph_break_reasons)
+
+
+def break_reasons_since(start: int) -> list[BreakReason]:
+    """The graph breaks recorded after `break_reasons_so_far()` returned `start`."""
+    from torch._dynamo import output_graph
+
+    return [_break_reason(r) for r in output_graph.graph_break_reasons[start:]]
+
+
+def backend_failure(error: BaseException) -> BaseException:
+    """The exception a backend raised, taken out of Dynamo's wrapper. Wraps `torch._dynamo.exc.BackendCompilerFailed`."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+
+
+def control_flow_exceptions() -> tuple[type[BaseException], ...]:
+    """Exceptions Dynamo and AOTAutograd use to restart an analysis: a backend must let them pass."""
+    from torch._dynamo import exc
+
+    names = ("TensorifyScalarRestartAnalysis", "RestartAnalysis", "SkipFrame")
+    return tuple(getattr(exc, n) for n in names if hasattr(exc, n))
+
+
+def is_tracing() -> bool:
+    """True while Dynamo traces the calling function (public, but torch may not be imported yet)."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_dynamo_compiling())
