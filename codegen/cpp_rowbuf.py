@@ -1,0 +1,108 @@
+"""Row buffers: costly element-level values that several sweeps over a row need are kept, not recomputed.
+
+Softmax is the example: `exp(x - max)` is summed in one sweep and divided in the next. The buffer holds one row in
+L1 or L2; a value that costs no more than reading its inputs again is recomputed instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .cpp_expr import MEMORY_TYPE, c_index, c_name
+from .cpp_plan import LoopPlan, Pass, element_level
+from .expr import Expr, as_expr, product, var
+from .ir import DTYPES, Const, Definition, Index, Kernel, Load, Op, Store, phases, uses
+
+STACK_BYTES = 32768
+WORTH = 8  # cost above which a value is kept; a load or an addition is 1
+_CHEAP = frozenset(("add", "sub", "mul", "max", "min", "neg", "abs", "cast", "where", "and", "or", "xor", "not",
+                    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "floor", "ceil", "round", "trunc", "sign"))
+
+
+@dataclass(frozen=True)
+class RowBuffer:
+    """One row of `value`, written in sweep number `written_in` and read in later ones."""
+
+    value: str
+    dtype: str
+    written_in: int
+    size: Expr
+    index: Expr
+    slot: int
+
+    @property
+    def name(self) -> str:
+        return c_name(self.value) + "_row"
+
+    def declaration(self) -> str:
+        ctype = MEMORY_TYPE[self.dtype]
+        if self.size.is_const and self.size.value * DTYPES[self.dtype] <= STACK_BYTES:
+            return f"alignas(64) {ctype} {self.name}[{max(self.size.value, 1)}];"
+        return f"{ctype}* {self.name} = static_cast<{ctype}*>(mw_scratch({self.slot}, ({c_index(self.size)}) * sizeof({ctype})));"
+
+    def write(self, operand: str) -> str:
+        return f"{self.name}[{c_index(self.index)}] = {operand};"
+
+    def read(self) -> str:
+        return f"{self.name}[{c_index(self.index)}]" + (" != 0" if self.dtype == "b1" else "")
+
+
+def choose_row_buffers(plan: LoopPlan, passes: list[Pass]) -> list[RowBuffer]:
+    """Values worth keeping, each with the sweep that computes it first."""
+    kernel = plan.kernel
+    definitions: dict[str, Definition] = {s.dst: s for s in kernel.body if not isinstance(s, Store)}
+    element, phase = element_level(kernel), phases(kernel)
+    first: dict[str, int] = {}
+    chosen: dict[str, int] = {}
+    for number, sweep in enumerate(passes):
+        stack = [r.src for r in sweep.reduces] + [v for s in sweep.stores for v in uses(s)]
+        while stack:
+            value = stack.pop()
+            if value not in element or value in chosen and chosen[value] < number:
+                continue
+            if value in first and first[value] < number and phase[value] < number:
+                if _cost(value, definitions, element) >= WORTH:
+                    chosen[value] = first[value]
+                    continue
+            first.setdefault(value, number)
+            stack.extend(uses(definitions[value]))
+    size, index = _row_layout(plan)
+    ordered = sorted(chosen.items(), key=lambda c: list(definitions).index(c[0]))
+    return [RowBuffer(v, definitions[v].dtype, n, size, index, slot) for slot, (v, n) in enumerate(ordered)]
+
+
+def _row_layout(plan: LoopPlan) -> tuple[Expr, Expr]:
+    """Elements of a row, and the place of the current one in loop order."""
+    index = as_expr(0)
+    for axis in plan.reduce:
+        index = index * axis.size + var(axis.name)
+    return product(a.size for a in plan.reduce), index
+
+
+def _cost(value: str, definitions: dict[str, Definition], element: frozenset[str]) -> int:
+    """Work to compute `value` again in another sweep."""
+    seen: set[str] = set()
+    stack, total = [value], 0
+    while stack:
+        at = stack.pop()
+        if at in seen or at not in element:
+            continue
+        seen.add(at)
+        definition = definitions[at]
+        total += _own_cost(definition)
+        stack.extend(uses(definition))
+    return total
+
+
+def _own_cost(definition: Definition) -> int:
+    match definition:
+        case Const() | Index():
+            return 0
+        case Load(index=index):
+            return 4 if any(n.startswith("%") for n in index.symbols()) else 1
+        case Op(op=op):
+            return 1 if op in _CHEAP else 4 if op in ("div", "sqrt", "rsqrt", "reciprocal") else 10
+        case _:
+            return 0
+
+
