@@ -236,7 +236,7 @@ def _temporary_directory(wanted: Path, error: Exception) -> Path:
     try:
         directory = Path(tempfile.mkdtemp(prefix="meshwright-"))
     except OSError as second:
-        raise CacheError(f"the kernel cache {wanted} is unusable ({error}) and so is {tempfile.gettempdir()} ({second})",
+        raise CacheError(f"the kernel cache {wanted} is unusable ({error}), and so is a temporary one ({second})",
                          do="Free some disk space or point MESHWRIGHT_CACHE_DIR at a writable directory.") from second
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     warnings.warn(MeshwrightWarning(

@@ -30,7 +30,8 @@ class UnknownNameError(InvalidInputError):
         self.known = tuple(sorted(known))
         self.nearest = nearest_name(self.name, self.known)
         hint = f"did you mean {self.nearest!r}?" if self.nearest else ""
-        super().__init__(f"unknown {kind} {self.name!r}", expected=f"one of {', '.join(self.known) or '(none)'}", do=hint)
+        expected = f"one of {', '.join(self.known)}" if self.known else "nothing: there is none"
+        super().__init__(f"unknown {kind} {self.name!r}", expected=expected, do=hint)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild_unknown_name, (self.given, self.name, self.known))

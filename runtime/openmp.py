@@ -33,7 +33,7 @@ def openmp_for(compiler_kind: str) -> OpenMP:
 def choose_openmp(compiler_kind: str, library: Path | None, system: str) -> OpenMP:
     """Pure part of `openmp_for`: `library` is torch's runtime, `system` what `platform.system()` says."""
     if library is None:
-        return OpenMP(reason="this torch was built without OpenMP, or its runtime was not found: kernels use one thread")
+        return OpenMP(reason="this torch has no OpenMP runtime that was found: kernels use one thread")
     if system == "Darwin":
         return OpenMP(("-Xclang", "-fopenmp"), (str(library), f"-Wl,-rpath,{library.parent}"), library)
     if compiler_kind == "clang" and library.name.startswith("libgomp"):

@@ -54,10 +54,11 @@ class Toolchain:
     openmp: OpenMP
 
     def identity(self) -> tuple[str, ...]:
-        """What belongs into a cache key besides the source: no path in it, so that environments share entries."""
+        """What belongs into a cache key besides the source: no environment's path, so that environments share."""
         library = self.openmp.library.name if self.openmp.library else "no OpenMP"
-        return (self.compiler.version, platform.machine(), self.isa.name, *self.isa.flags, *self.openmp.compile_flags,
-                library)
+        arguments = self.compiler.command[1:]
+        return (self.compiler.version, *arguments, platform.machine(), self.isa.name, *self.isa.flags,
+                *self.openmp.compile_flags, library)
 
 
 def find_compiler() -> Compiler:
@@ -148,7 +149,8 @@ def _compile_unit(unit: Source) -> Path:
 def _describe(command: tuple[str, ...]) -> Compiler:
     program = shutil.which(command[0]) if command else None
     if program is None:
-        raise ToolchainError(f"the C++ compiler {' '.join(command)!r} was not found", expected="a program on PATH or a path",
+        raise ToolchainError(f"the C++ compiler {' '.join(command)!r} was not found",
+                             expected="a program on PATH or a path",
                              do="Correct MESHWRIGHT_CXX (or CXX), or unset it to search PATH.")
     stamp = os.stat(program)
     return _version_of((program, *command[1:]), stamp.st_mtime_ns, stamp.st_size)
@@ -160,7 +162,8 @@ def _version_of(command: tuple[str, ...], _mtime_ns: int, _size: int) -> Compile
     try:
         run = subprocess.run([*command, "--version"], check=False, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ToolchainError(f"{command[0]} --version failed: {error}", do="Name a working one in MESHWRIGHT_CXX.") from error
+        raise ToolchainError(f"{command[0]} --version failed: {error}",
+                             do="Name a working C++ compiler in MESHWRIGHT_CXX.") from error
     if run.returncode:
         raise ToolchainError(f"{command[0]} --version ended with {run.returncode}: {run.stderr.strip()[:200]}",
                              do="Name a working C++ compiler in MESHWRIGHT_CXX.")
@@ -188,7 +191,8 @@ def _compile(command: list[str], source: str, target: Path) -> None:
         run = subprocess.run(line, check=False, capture_output=True, text=True, errors="replace", cwd=target.parent,
                              timeout=COMPILE_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise CompileFailure(f"{line[0]} did not end within {COMPILE_TIMEOUT_S:.0f} s", source_path=_keep(source)) from error
+        raise CompileFailure(f"{line[0]} did not end within {COMPILE_TIMEOUT_S:.0f} s",
+                             source_path=_keep(source)) from error
     except OSError as error:
         raise ToolchainError(f"{line[0]} could not be started: {error}") from error
     if run.returncode == 0:

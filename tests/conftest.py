@@ -1,0 +1,37 @@
+"""What every test shares: strict mode, no network, one kernel cache that survives between runs, golden files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent / "goldens"
+
+# Set before meshwright reads them and inherited by processes that tests start. A value given outside wins.
+os.environ.setdefault("MESHWRIGHT_STRICT", "1")
+os.environ.setdefault("MESHWRIGHT_CACHE_DIR", str(ROOT / ".pytest_cache" / "meshwright"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh-goldens", action="store_true", help="write tests/goldens anew instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden("cpp/softmax.cpp", text)`: equal to tests/goldens/cpp/softmax.cpp, or written there when refreshing."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDENS / name
+        if request.config.getoption("--refresh-goldens"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no golden file {path}: run pytest with --refresh-goldens and read what it wrote"
+        assert text == path.read_text(), f"differs from {path} (--refresh-goldens accepts the new text)"
+
+    return check
