@@ -33,7 +33,7 @@ GraphCompiler = Callable[..., Callable[..., Any]]  # (aten gm, fake inputs) -> b
 
 def aot_autograd(gm: Any, example_inputs: Sequence[Any], *, forward: GraphCompiler, backward: GraphCompiler,
                  inference: GraphCompiler, decompositions: Mapping[Any, Any]) -> Callable[..., Any]:
-    """Run AOTAutograd on a Dynamo graph; each compiler gets an ATen graph with fake inputs and returns a boxed callable.
+    """Run AOTAutograd on a Dynamo graph; each compiler turns an ATen graph with fake inputs into a boxed callable.
 
     Wraps `torch._dynamo.backends.common.aot_autograd`: the public `functorch.compile.aot_module` neither keeps input
     mutations in inference graphs nor guards the compiled backward against being traced again.
@@ -103,7 +103,7 @@ def break_reasons_since(start: int) -> list[BreakReason]:
 
 
 def backend_failure(error: BaseException) -> BaseException:
-    """The exception a backend raised, taken out of Dynamo's wrapper. Wraps `torch._dynamo.exc.BackendCompilerFailed`."""
+    """The exception a backend raised, out of Dynamo's wrapper. Wraps `torch._dynamo.exc.BackendCompilerFailed`."""
     from torch._dynamo.exc import BackendCompilerFailed
 
     return error.inner_exception if isinstance(error, BackendCompilerFailed) else error
