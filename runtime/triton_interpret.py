@@ -1,0 +1,105 @@
+"""Running a printed Triton module in Triton's interpreter, on CPU tensors.
+
+The interpreter has no `libdevice` and folds a custom reduction element by element in Python, so in an interpreted copy
+of a module those names stand for NumPy versions. The kernels themselves are interpreted exactly as printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Masked lanes compute on padding: their overflows and divisions by zero mean nothing."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def make_interpreted(module: ModuleType) -> None:
+    """Turn the jitted functions of our own module into interpreted ones, in place."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    for name, value in list(vars(module).items()):
+        if name in _ROW_FUNCTIONS:
+            setattr(module, name, _row_function(_ROW_FUNCTIONS[name]))
+        elif name in _PAIR_FUNCTIONS:
+            setattr(module, name, _lift(_PAIR_FUNCTIONS[name]))
+        elif hasattr(value, "fn") and getattr(value.fn, "__module__", None) == module.__name__:
+            setattr(module, name, InterpretedFunction(value.fn))
+    module.libdevice = SimpleNamespace(**{n: _lift(f) for n, f in _LIBDEVICE.items()})  # type: ignore[attr-defined]
+
+
+def _lift(function: Callable[..., Array]) -> Callable[..., Any]:
+    """A NumPy function as one over interpreted Triton tensors, which broadcast like arrays."""
+
+    def call(*args: Any) -> Any:
+        arrays = [np.asarray(a.handle.data) if hasattr(a, "handle") else a for a in args]
+        shaped = next(a for a in args if hasattr(a, "handle"))
+        shape = np.broadcast_shapes(*[_block_shape(a) for a in args])
+        result = function(*arrays)
+        return _tensor(np.asarray(result, dtype=shaped.handle.data.dtype), shaped, shape)
+
+    return call
+
+
+def _row_function(function: Callable[..., Array]) -> Callable[..., Any]:
+    """A NumPy reduction along axis 1 that keeps it with size 1."""
+
+    def call(value: Any) -> Any:
+        data = value.handle.data
+        result = function(data, axis=1, keepdims=True).astype(data.dtype)
+        return _tensor(result, value, result.shape)
+
+    return call
+
+
+def _block_shape(value: Any) -> tuple[int, ...]:
+    if not hasattr(value, "handle"):
+        return ()
+    return tuple(int(s) for s in value.shape)
+
+
+def _tensor(data: Array, like: Any, shape: tuple[int, ...]) -> Any:
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    scalar = like.dtype.scalar
+    if not shape:
+        return tl.core.tensor(TensorHandle(data.reshape(1), scalar), scalar)
+    return tl.core.tensor(TensorHandle(data.reshape(shape), scalar), tl.block_type(scalar, list(shape)))
+
+
+def _erf(x: Array) -> Array:
+    return _through_torch("erf", x)
+
+
+def _erfc(x: Array) -> Array:
+    return _through_torch("erfc", x)
+
+
+def _through_torch(name: str, x: Array) -> Array:
+    import torch
+
+    result: Array = getattr(torch, name)(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+    return result
+
+
+_ROW_FUNCTIONS: dict[str, Callable[..., Array]] = {
+    "row_sum": np.sum, "row_prod": np.prod, "row_max": np.max, "row_min": np.min,  # NaN wins in NumPy's max, too
+}
+_PAIR_FUNCTIONS: dict[str, Callable[..., Array]] = {"max_of": np.maximum, "min_of": np.minimum}
+_LIBDEVICE: dict[str, Callable[..., Array]] = {
+    "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
+    "log1p": np.log1p, "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "tan": np.tan,
+    "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,
+    "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "erf": _erf, "erfc": _erfc, "trunc": np.trunc,
+    "rint": np.rint, "pow": np.power, "atan2": np.arctan2, "copysign": np.copysign, "hypot": np.hypot, "fmod": np.fmod,
+}
