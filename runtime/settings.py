@@ -28,6 +28,7 @@ class Settings:
     disable: frozenset[str] = frozenset()
     isa: str = "native"
     compile_jobs: int | None = None
+    triton_interpret: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ VARIABLES: tuple[Variable, ...] = (
              "instruction set of CPU kernels: `native` (default), `avx512`, `avx2`, `neon` or `scalar`"),
     Variable(("MESHWRIGHT_COMPILE_JOBS",), "compile_jobs", _count,
              "how many compilers run at once; default: the number of CPUs this process may use"),
+    Variable(("TRITON_INTERPRET",), "triton_interpret", _flag,
+             "`1`: Triton's own switch; Triton kernels run in its interpreter, on CPU tensors"),
 )
 
 

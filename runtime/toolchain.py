@@ -88,12 +88,12 @@ def compile_shared(source: str, *, includes: Sequence[str | Path] = (), extra_fl
     """Compile C++17 text to a shared library, through the cache; the path of the library.
 
     `libtorch=True` adds torch's headers and links torch's C shim (for the host program). Symbols are hidden unless
-    marked `extern "C" __attribute__((visibility("default")))`. Files under `includes` are not part of the cache key:
-    put what may change into `source`. Raises `ToolchainError` or `CompileFailure`.
+    marked `extern "C" __attribute__((visibility("default")))`. The text of the headers (`*.h`) in the folders
+    `includes` is part of the cache key. Raises `ToolchainError` or `CompileFailure`.
     """
     tools = toolchain()
-    key = cache.key_of("c++", source, *tools.identity(), *BASE_FLAGS, *map(str, includes), *extra_flags,
-                       _torch_version() if libtorch else "no torch")
+    key = cache.key_of("c++", source, *tools.identity(), *BASE_FLAGS, *_headers(includes), "flags",
+                       *extra_flags, _torch_version() if libtorch else "no torch")
     command = _command(tools, includes, extra_flags, libtorch)
     return cache.get_or_build(key, ".so", lambda target: _compile(command, source, target))
 
@@ -181,6 +181,12 @@ def _command(tools: Toolchain, includes: Sequence[str | Path], extra_flags: Sequ
         command += [f"-I{folder / 'include'}"]
         link += [f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     return [*command, "{source}", *link]
+
+
+def _headers(includes: Sequence[str | Path]) -> list[str]:
+    """Names and texts of all headers, in a fixed order; not the folders, which differ between environments."""
+    files = [file for folder in includes for file in sorted(Path(folder).glob("*.h"))]
+    return [word for file in files for word in (file.name, file.read_text())]
 
 
 def _compile(command: list[str], source: str, target: Path) -> None:

@@ -60,6 +60,13 @@ def test_what_makes_another_entry(fresh: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(set(paths)) == len(paths)
 
 
+def test_header_is_part_of_the_key(fresh: Path) -> None:
+    source = f'#include "word.h"\n{EXPORT} int answer() {{ return WORD; }}'
+    for word in (7, 8):
+        (fresh / "word.h").write_text(f"#define WORD {word}\n")
+        assert load_shared(compile_shared(source, includes=[fresh])).answer() == word
+
+
 @pytest.mark.parametrize("damage", ["truncate", "tamper"])
 def test_damaged_library_is_compiled_again(counted: Path, damage: str) -> None:
     path = compile_shared(FORTY_TWO)
