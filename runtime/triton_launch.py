@@ -9,7 +9,6 @@ is no GPU.
 from __future__ import annotations
 
 import importlib.util
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import cache
 from .errors import InvalidInputError, ToolchainError
+from .settings import settings
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def require_triton() -> ModuleType:
 
 def wants_interpreter() -> bool:
     """True when TRITON_INTERPRET asks for the interpreter on every device."""
-    return os.environ.get("TRITON_INTERPRET", "") not in ("", "0")
+    return settings().triton_interpret
 
 
 class TritonKernel:
