@@ -1,7 +1,7 @@
 """The contract between a pass and the pipeline.
 
 A pass finds places (`Candidate`) and says what should stand there instead; it never edits the graph. The pipeline
-(`compiler/pipeline.py`) checks each replacement against the original, times it where it can, splices it in, and reports.
+(`compiler/pipeline.py`) checks each replacement against the original, times it where it can, splices it in, reports.
 A pass that looks at a place and declines says so with `Refused`, so that "why did it not fire?" has an answer.
 """
 
@@ -34,10 +34,10 @@ class Predicted:
 class Candidate:
     """A region and its replacement.
 
-    At level `module` the region is the qualified name of a submodule and the replacement an `nn.Module`. At levels `graph`
-    and `aten` the region is a set of FX nodes, closed under "between", with `inputs` (nodes read from outside, in order)
-    and `outputs` (nodes used outside, in order); the replacement is a callable from the inputs' values to a tuple of the
-    outputs' values. `key` is equal for structurally equal regions: they are checked and timed once.
+    At level `module` the region is the qualified name of a submodule and the replacement an `nn.Module`. At levels
+    `graph` and `aten` the region is a set of FX nodes, closed under "between", with `inputs` (nodes read from outside,
+    in order) and `outputs` (nodes used outside, in order); the replacement is a callable from the inputs' values to a
+    tuple of the outputs' values. `key` is equal for structurally equal regions: they are checked and timed once.
     """
 
     region: tuple[fx.Node, ...] | str

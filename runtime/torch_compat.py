@@ -109,6 +109,13 @@ def backend_failure(error: BaseException) -> BaseException:
     return error.inner_exception if isinstance(error, BackendCompilerFailed) else error
 
 
+def dynamo_exceptions() -> tuple[type[BaseException], ...]:
+    """What Dynamo raises when it, or a backend under it, fails. Wraps `torch._dynamo.exc.TorchDynamoException`."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return (TorchDynamoException,)
+
+
 def control_flow_exceptions() -> tuple[type[BaseException], ...]:
     """Exceptions Dynamo and AOTAutograd use to restart an analysis: a backend must let them pass."""
     from torch._dynamo import exc
@@ -117,7 +124,49 @@ def control_flow_exceptions() -> tuple[type[BaseException], ...]:
     return tuple(getattr(exc, n) for n in names if hasattr(exc, n))
 
 
+def seconds_of_this_compile() -> float | None:
+    """Seconds since Dynamo began the compilation this thread is in, None outside of one.
+
+    Wraps `torch._dynamo.utils.get_metrics_context`, the only place where the start is kept.
+    """
+    import time
+
+    from torch._dynamo.utils import get_metrics_context
+
+    context = get_metrics_context()
+    start = getattr(context, "_start_time_ns", 0)
+    return (time.time_ns() - start) / 1e9 if start and getattr(context, "_level", 0) else None
+
+
 def is_tracing() -> bool:
     """True while Dynamo traces the calling function (public, but torch may not be imported yet)."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.compiler.is_dynamo_compiling())
+
+
+def handles_of(tensors: Sequence[Any]) -> list[Any]:
+    """New owning handles (capsules) of `tensors` for the C++ program, which consumes them. Wraps `torch._C._aoti`."""
+    import torch
+
+    return torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # type: ignore[no-any-return]
+
+
+def tensors_of(handles: Sequence[Any]) -> list[Any]:
+    """The tensors behind owning handles; the handles are consumed. Wraps `torch._C._aoti`."""
+    import torch
+
+    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)  # type: ignore[no-any-return]
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """`function` on every leaf of nested containers. Wraps `torch.utils._pytree`, which has no public name."""
+    from torch.utils import _pytree
+
+    return _pytree.tree_map(function, tree)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """The leaves of nested containers, in order. Wraps `torch.utils._pytree`."""
+    from torch.utils import _pytree
+
+    return list(_pytree.tree_leaves(tree))

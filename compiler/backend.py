@@ -1,0 +1,142 @@
+"""`torch.compile(model, backend="meshwright")`, and the path from Dynamo's graph to compiled code, for both entries.
+
+    Dynamo graph → graph-level passes (`pipeline`) → AOTAutograd → the ATen engine (`aten`), once each for the
+    forward, backward and inference graph.
+
+Every stage may fail; each failure runs its own region eagerly (see `guard`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..runtime import torch_compat
+from .guard import Boxed, GuardedGraph, eager_boxed, fall_back
+from .report import GraphKind, Report
+from .settings import CompileSettings, resolve
+
+log = logging.getLogger(__name__)
+
+_graph_numbers = itertools.count()
+_recent: deque[Report] = deque(maxlen=64)
+_recent_guard = threading.Lock()
+
+
+def meshwright(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
+               options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+    """The Dynamo backend. `mode` is "default" or "max"; `options` are the fields of `CompileSettings`.
+
+    Each graph gets a report of its own, see `recent_reports()`.
+    """
+    settings = resolve(options, mode=mode)
+    report = Report(f"graph {next(_graph_numbers)}")
+    with _recent_guard:
+        _recent.append(report)
+    return compile_graph(gm, example_inputs, settings, report)
+
+
+def recent_reports() -> list[Report]:
+    """Reports of the last 64 graphs compiled through `torch.compile(backend="meshwright")`, oldest first."""
+    with _recent_guard:
+        return list(_recent)
+
+
+def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: CompileSettings,
+                  report: Report) -> Callable[..., Any]:
+    """A callable that stands for `gm`. Never raises because of Meshwright unless `settings.strict`."""
+    where = describe(gm)
+    _report_break(gm, report)
+    report.add_seconds("dynamo", torch_compat.seconds_of_this_compile() or 0.0)
+    try:
+        if settings.mode == "max":
+            from .candidates import fastest
+
+            return fastest(gm, example_inputs, settings, report)
+        return compile_with_aot(gm, example_inputs, settings, report)
+    except torch_compat.control_flow_exceptions():
+        raise
+    except Exception as error:
+        if settings.strict:
+            raise
+        fall_back(report, where, error)
+        return gm.forward
+
+
+def compile_with_aot(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: CompileSettings,
+                     report: Report) -> Callable[..., Any]:
+    """Our own leg: passes, AOTAutograd, the ATen engine."""
+    from ..codegen.lowering import decompositions
+    from .pipeline import run_graph_passes
+
+    gm = run_graph_passes(gm, example_inputs, settings, report)
+    started, others = time.perf_counter(), sum(report.phases.values())
+    try:
+        compiled = torch_compat.aot_autograd(
+            gm, example_inputs, forward=_compiler("forward", settings, report),
+            backward=_compiler("backward", settings, report), inference=_compiler("inference", settings, report),
+            decompositions=decompositions())
+    finally:
+        inner = sum(report.phases.values()) - others
+        report.add_seconds("aot", max(0.0, time.perf_counter() - started - inner))
+    return compiled
+
+
+def _compiler(kind: GraphKind, settings: CompileSettings, report: Report) -> Callable[..., Boxed]:
+    """The compiler AOTAutograd calls for one kind of graph."""
+
+    def compile_one(aten: fx.GraphModule, fake_inputs: Sequence[Any]) -> Boxed:
+        where = f"{kind} graph of {describe(aten)}"
+        known = len(report.graphs)
+        try:
+            call = _engine()(aten, fake_inputs, kind=kind, settings=settings, report=report)
+        except torch_compat.control_flow_exceptions():
+            raise
+        except Exception as error:
+            if settings.strict:
+                raise
+            fall_back(report, where, error)
+            return torch_compat.mark_boxed(eager_boxed(aten))
+        entry = report.graphs[known] if len(report.graphs) > known else None
+        guarded = GuardedGraph(call, aten, where=where, settings=settings, report=report, entry=entry,
+                               keeps_arguments=kind != "backward")
+        return torch_compat.mark_boxed(guarded)
+
+    return compile_one
+
+
+def _engine() -> Callable[..., Boxed]:
+    """The ATen engine, imported at the first compilation."""
+    from .aten import compile_aten_graph
+
+    return compile_aten_graph
+
+
+def describe(gm: fx.GraphModule) -> str:
+    """`file:line` of the first user frame in a graph, or its name."""
+    for node in gm.graph.nodes:
+        trace = node.meta.get("stack_trace") if node.op == "call_function" else None
+        lines = [ln.strip() for ln in (trace or "").splitlines() if ln.strip().startswith("File ")]
+        if lines:
+            file, _, rest = lines[-1].partition(", line ")
+            return f"{file.removeprefix('File ').strip(chr(34))}:{rest.partition(',')[0]}"
+    return type(gm).__name__
+
+
+def _report_break(gm: fx.GraphModule, report: Report) -> None:
+    found = torch_compat.break_reason(gm)
+    if found is not None:
+        report.region(found.reason, found.file, found.line)
+
+
+def real_inputs(example_inputs: Sequence[Any]) -> bool:
+    """True when every tensor among the inputs has data (DDP's optimizer and exports hand over fake ones)."""
+    return not any(isinstance(x, torch.Tensor) and torch_compat.is_fake(x) for x in example_inputs)
