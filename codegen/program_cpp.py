@@ -1,0 +1,133 @@
+"""The C++ printer of programs: one readable translation unit per graph, called once per graph call.
+
+    static void gelu_0(...)                         // kernels, printed by codegen/cpp.py
+    extern "C" int NAME(Frame* frame) {             // symbols, inputs, steps in order, outputs
+      const Arena arena(1572864);
+      ...
+    }
+
+Kernels and products work on addresses; operators get handles (program_cpp_tensors.py). A step that has no C++ form
+raises `Unsupported`, and the caller runs the program from Python instead.
+"""
+
+from __future__ import annotations
+
+from ..runtime.program import Alloc, Call, Gemm, Json, Launch, Program, Release, Step, SymbolInput, TensorSpec, View
+from .cpp import prelude, print_kernel_cpp, work_items, work_per_item
+from .expr import Expr
+from .ir import Kernel
+from .ir_text import parse_kernel
+from .program_cpp_calls import print_call
+from .program_cpp_gemm import PackedWeight, print_gemm
+from .program_cpp_tensors import Tensors, c_expr, c_name
+from .program_memory import plan_arena, size_expr
+from .schema import Unsupported
+from .templates.host_runtime import DECLARATIONS
+
+
+def print_program_cpp(program: Program) -> str:
+    """The program as one C++17 translation unit. Raises `Unsupported(reason, step)`."""
+    return Printer(program).text()
+
+
+class Printer:
+    """Prints one program; `packed` then lists the weights its products want packed, in the order of `frame->packed`."""
+
+    def __init__(self, program: Program) -> None:
+        if program.device != "cpu":
+            raise Unsupported(f"a program for {program.device}")
+        self.program = program
+        self.kernels: dict[str, Kernel] = {name: parse_kernel(text) for name, text in program.kernels.items()}
+        self.arena = plan_arena(program)
+        self.lines: list[str] = []
+        self.tensors = Tensors(program, self.arena, self.lines)
+        self.packed: list[PackedWeight] = []
+
+    def text(self) -> str:
+        body = self._body()
+        kernels = [print_kernel_cpp(k.renamed(name)) for name, k in self.kernels.items()]
+        head = f"// {self.program.name}: printed by Meshwright from its program; steps stand in program order.\n"
+        return "\n".join([head, prelude(), DECLARATIONS, *kernels, body])
+
+    def _body(self) -> str:
+        put = self.lines.append
+        self._inputs()
+        self._symbols()
+        if self.arena.offsets:
+            put(f"const Arena arena({c_expr(self.arena.total)});")
+        for step in self.program.steps:
+            self._step(step)
+        self._outputs()
+        indented = "\n".join("    " + line for line in self.lines)
+        name = entry_name(self.program)
+        return (f'extern "C" __attribute__((visibility("default"))) int {name}(Frame* frame) {{\n'
+                "  void** const in = frame->inputs;\n"
+                "  const int threads = frame->threads;\n"
+                "  const NoGrad no_grad;\n"
+                f"  try {{\n{indented}\n    return 0;\n"
+                "  } catch (const std::exception& error) {\n"
+                '    std::snprintf(frame->error, sizeof frame->error, "%s", error.what());\n'
+                "    return 1;\n  }\n}\n")
+
+    # -- entry and exit -----------------------------------------------------------------------------
+    def _inputs(self) -> None:
+        position = 0
+        for item in self.program.inputs:
+            if isinstance(item, TensorSpec):
+                self.tensors.add_input(item, position)
+                position += 1
+
+    def _symbols(self) -> None:
+        integers = [i for i, item in enumerate(self.program.inputs) if isinstance(item, SymbolInput)]
+        for symbol in self.program.symbols:
+            if symbol.argument is not None:
+                source = f"frame->integers[{integers.index(symbol.argument)}]"
+            else:
+                source = f"size_of(h_{self.tensors.name(str(symbol.tensor))}, {symbol.dim})"
+            self.lines.append(f"const int64_t s_{c_name(symbol.name)} = {source};")
+
+    def _outputs(self) -> None:
+        tensors = [o for o in self.program.outputs if _tensor_name(o)]
+        integers = [o for o in self.program.outputs if isinstance(o, dict) and "size" in o]
+        taken = [self.tensors.take(str(_tensor_name(o))) for o in tensors]
+        self.lines += [f"frame->outputs[{k}] = {text};" for k, text in enumerate(taken)]
+        self.lines += [f"frame->output_integers[{k}] = {c_expr(o['size'])};" for k, o in enumerate(integers)]
+
+    # -- steps --------------------------------------------------------------------------------------
+    def _step(self, step: Step) -> None:
+        match step:
+            case Alloc(spec=spec):
+                self.tensors.add_alloc(spec)
+            case View(spec=spec, base=base, offset=offset):
+                self.tensors.add_view(spec, base, offset)
+            case Launch():
+                self._launch(step)
+            case Call():
+                print_call(step, self.tensors)
+            case Gemm():
+                print_gemm(step, self.tensors, self.program, self.packed)
+            case Release(names=names):
+                for name in names:
+                    self.tensors.release(name)
+            case _:
+                raise Unsupported("a kind of step without a C++ form", step)
+
+    def _launch(self, step: Launch) -> None:
+        kernel = self.kernels[step.kernel]
+        values: dict[str, Expr | int] = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
+        rows, work = work_items(kernel).subs(values), (work_items(kernel) * work_per_item(kernel)).subs(values)
+        arguments = [self.tensors.address(n) for n in (*step.inputs, *step.outputs)]
+        arguments += [f"int64_t({c_expr(s)})" for s in step.sizes]
+        self.lines.append(f"parallel(threads, {c_expr(rows)}, {c_expr(work)}, [&](int64_t begin, int64_t end) {{ "
+                          f"{c_name(step.kernel)}({', '.join([*arguments, 'begin', 'end'])}); }});")
+
+
+def entry_name(program: Program) -> str:
+    """The `extern "C"` name of a program's function."""
+    return "mw_program_" + c_name(program.name)
+
+
+def _tensor_name(output: Json) -> str | None:
+    if isinstance(output, dict):
+        return output.get("tensor")
+    return output if isinstance(output, str) else None

@@ -1,0 +1,126 @@
+"""From a program to a callable: rewrite, print, compile, load, and cross from Python once per call."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from typing import Any, Union
+
+import torch
+
+from ..runtime import torch_compat
+from ..runtime.packing import PackedWeights
+from ..runtime.program import Program, SymbolInput
+from ..runtime.toolchain import compile_shared
+from .program_cpp import Printer, entry_name
+from .program_cpp_gemm import PackedWeight
+from .program_gemm import lower_products
+from .templates import host_runtime
+
+Value = Union[torch.Tensor, int, None]
+
+# Products may contract a*b+c; kernels keep torch's two roundings (see runtime/toolchain.py).
+RUNTIME_FLAGS = ("-ffp-contract=fast", "-fwrapv", "-fno-strict-aliasing")
+PROGRAM_FLAGS = ("-fwrapv", "-fno-strict-aliasing")
+_PACK_ALIGN = 64
+
+
+@lru_cache(maxsize=1)
+def host_library() -> ctypes.PyDLL:
+    """The host runtime, compiled on this machine's first use and loaded where programs find its symbols."""
+    path = compile_shared(host_runtime.SOURCE, extra_flags=RUNTIME_FLAGS, libtorch=True)
+    library = ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library.mw_call.restype = ctypes.py_object
+    library.mw_call.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
+                                ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    library.mw_packed_floats.restype = ctypes.c_int64
+    library.mw_packed_floats.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    library.mw_pack_b.restype = None
+    library.mw_pack_b.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p]
+    library.mw_arena_release.restype = ctypes.c_int64
+    return library
+
+
+def release_arenas() -> int:
+    """Free the working memory that programs keep between calls; the bytes freed."""
+    return int(host_library().mw_arena_release())
+
+
+class CompiledProgram:
+    """A program as one C++ function: `p(inputs) -> outputs`, in the program's order. Threads may call it at once."""
+
+    def __init__(self, program: Program, source: str, packed: Sequence[PackedWeight], library: ctypes.CDLL) -> None:
+        self.program = program
+        self.source = source
+        self._entry = ctypes.cast(getattr(library, entry_name(program)), ctypes.c_void_p)
+        self._library = library
+        self._call = host_library().mw_call
+        self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
+        self._weights = PackedWeights([(w.position, *_packing(w)) for w in packed]) if packed else None
+        self._outputs = [_kind(o) for o in program.outputs]
+        self._n_tensors = self._outputs.count("tensor")
+        self._only_tensors = self._n_tensors == len(self._outputs)
+
+    def __call__(self, inputs: Sequence[Value]) -> list[Value]:
+        """Raises `RuntimeError` with the operator's own message when a step fails."""
+        tensors, integers = self._split(inputs)
+        numbers = (ctypes.c_int64 * max(1, len(self._outputs)))()
+        packed = self._weights.lookup(tensors) if self._weights is not None else None
+        handles = torch_compat.handles_of(tensors)
+        found = self._call(handles, self._entry, integers, numbers, packed.array if packed else None, None,
+                           self._n_tensors, torch.get_num_threads())
+        results = torch_compat.tensors_of(found)
+        return results if self._only_tensors else self._merge(results, numbers)
+
+    def _split(self, inputs: Sequence[Value]) -> tuple[list[Any], Any]:
+        if not self._integers:
+            return inputs if isinstance(inputs, list) else list(inputs), None
+        numbers = [int(inputs[i]) for i in self._integers]  # type: ignore[arg-type]
+        skip = set(self._integers)
+        return [x for i, x in enumerate(inputs) if i not in skip], (ctypes.c_int64 * len(numbers))(*numbers)
+
+    def _merge(self, tensors: list[Any], numbers: Any) -> list[Value]:
+        rest, integers = iter(tensors), iter(numbers)
+        pick: dict[str, Callable[[], Value]] = {
+            "tensor": lambda: next(rest), "int": lambda: int(next(integers)), "none": lambda: None,
+        }
+        return [pick[kind]() for kind in self._outputs]
+
+
+def compile_program(program: Program) -> CompiledProgram:
+    """Print, compile and load `program`. Raises `Unsupported` (run it from Python), `ToolchainError`, `CompileFailure`."""
+    lowered = lower_products(program)
+    printer = Printer(lowered)
+    source = printer.text()
+    with _compile_guard:
+        host_library()
+    path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
+    return CompiledProgram(lowered, source, printer.packed, ctypes.CDLL(str(path)))
+
+
+_compile_guard = threading.Lock()
+
+
+def _kind(output: Any) -> str:
+    if output is None:
+        return "none"
+    return "int" if isinstance(output, dict) and "size" in output else "tensor"
+
+
+def _packing(weight: PackedWeight) -> tuple[Hashable, Callable[[torch.Tensor], torch.Tensor]]:
+    """(name of the copy, function that makes it) for one matrix inside a parameter."""
+    variant = ("gemm", weight.offset, weight.K, weight.N, weight.stride_k, weight.stride_n)
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        library = host_library()
+        floats = int(library.mw_packed_floats(weight.K, weight.N))
+        room = torch.empty(floats + _PACK_ALIGN, dtype=torch.float32)
+        skip = -room.data_ptr() % _PACK_ALIGN // 4
+        out = room[skip:skip + floats]
+        library.mw_pack_b(tensor.data_ptr() + 4 * weight.offset, weight.stride_k, weight.stride_n, weight.K, weight.N,
+                          out.data_ptr())
+        return out
+
+    return variant, pack
