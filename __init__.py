@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {  # public name -> the module that defines it
-    "AccuracyBudget": ".compiler.api",
     "compile": ".compiler.api",
     "load": ".compiler.api",
     "MeshwrightError": ".runtime.errors",
@@ -20,6 +19,8 @@ _HOME = {  # public name -> the module that defines it
 
 if TYPE_CHECKING:
     from . import passes as passes
+    from .compiler.api import compile as compile
+    from .compiler.api import load as load
     from .runtime.errors import MeshwrightError as MeshwrightError
     from .runtime.errors import MeshwrightWarning as MeshwrightWarning
 

@@ -150,6 +150,16 @@ def test_public_names_exist() -> None:
         meshwright.nonsense  # noqa: B018
 
 
+def test_type_checkers_see_the_public_names() -> None:
+    """The lazy table and the block for type checkers hold the same names from the same modules."""
+    import meshwright
+
+    text = (ROOT / "__init__.py").read_text()
+    typed = {name: module for module, name in re.findall(r"^    from (\.\S*) import (\w+) as \2$", text, re.MULTILINE)}
+    assert typed == {**meshwright._HOME, "passes": "."}
+    assert {*typed, "__version__"} == set(meshwright.__all__)
+
+
 def test_every_room_imports(regular: Path, tmp_path: Path) -> None:
     """Every module of the regular install, so that a file left out of it is seen."""
     files = sorted((regular / "meshwright").rglob("*.py"))
