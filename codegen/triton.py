@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from .expr import Expr, product, split_atom
-from .ir import Const, Index, Kernel, Load, Op, Reduce, Stmt, Store
+from .ir import Const, Index, IRError, Kernel, Load, Op, Reduce, Stmt, Store
 from .triton_axes import Dims, R, X, decode, expr_dims, expressions, merge_axes, value_dims
 from .triton_ops import HELPERS, INFIX_OPS, TRITON_DTYPES, cast, helpers_in, literal, neutral, operation
 from .triton_schedule import Looped, Pass, form_of, live, schedule, store_dims
@@ -37,8 +37,21 @@ def print_module(kernels: Sequence[Kernel]) -> str:
 
 
 def print_kernel_triton(kernel: Kernel) -> str:
-    """The Triton function of one (verified) kernel, decorator included, without imports and helpers."""
+    """The Triton function of one (verified) kernel, decorator included, without imports and helpers.
+
+    Raises `IRError` when a name is no identifier: a kernel may come from a stranger's file.
+    """
+    _check_names(kernel)
     return _Printer(merge_axes(kernel)).text()
+
+
+def _check_names(kernel: Kernel) -> None:
+    names = [kernel.name, *kernel.sizes, *(b.name for b in (*kernel.inputs, *kernel.outputs))]
+    names += [a.name for a in kernel.axes]
+    values = [s.dst for s in kernel.body if not isinstance(s, Store)]
+    for name in [*names, *(v.removeprefix("%") for v in values)]:
+        if not re.fullmatch(r"\w+", name, re.ASCII) or keyword.iskeyword(name):
+            raise IRError(f"{kernel.name!r}: {name!r} is no name; expected letters, digits and underscores")
 
 
 def constants_of(kernel: Kernel) -> tuple[str, ...]:

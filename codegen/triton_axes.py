@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from .expr import Expr, const, product, split_atom, var
+from .expr import Expr, const, product, split_atom
 from .ir import Axis, Index, Kernel, Load, Stmt, Store, stmt_axes
 
 Dims = frozenset[str]  # subset of {"x", "r"}: the directions a value varies along
@@ -41,9 +41,11 @@ def map_expressions(kernel: Kernel, change: Callable[[Expr], Expr]) -> tuple[Stm
 def merge_axes(kernel: Kernel) -> Kernel:
     """The same kernel with axes of size 1 dropped and contiguous neighbours merged (row-major order is kept)."""
     ones = {a.name: const(0) for a in kernel.axes if a.size == 1}
+    if kernel.reduce and all(a.name in ones for a in kernel.reduce):
+        del ones[kernel.reduce[-1].name]  # a row of one element is still a row
     if ones:
         body = map_expressions(kernel, lambda e: e.subs(ones))
-        kernel = replace(kernel, axes=tuple(a for a in kernel.axes if a.size != 1), body=body)
+        kernel = replace(kernel, axes=tuple(a for a in kernel.axes if a.name not in ones), body=body)
     position = 0
     while position + 1 < len(kernel.axes):
         merged = _merge_pair(kernel, position)
@@ -132,7 +134,3 @@ def decode(axes: tuple[Axis, ...], flat: str) -> list[tuple[str, str, Expr | Non
         out.append((axis.name, flat, axis.size if position else None, stride))
         stride = stride * axis.size
     return out[::-1]
-
-
-def axis_var(name: str) -> Expr:
-    return var(name)

@@ -20,11 +20,11 @@ SIGNATURE_DTYPES = {
     "i8": "i8", "u8": "u8", "b1": "i1",
 }
 _FLOATS = ("f64", "f32", "f16", "bf16")
-_NARROW_FLOATS = ("f16", "bf16")
 _NARROW_INTS = ("i16", "i8", "u8")
 
 # Helper functions by name. Reductions keep the reduced direction with size 1, so a row-level value has shape
-# [XBLOCK, 1]. `*_of` functions combine two values; NaN wins in max and min, as in PyTorch.
+# [XBLOCK, 1]. `*_of` functions combine two values; NaN wins in max and min, as in PyTorch. The bf16 conversions have
+# names because Triton's interpreter truncates in them, so an interpreted module puts exact ones in their place.
 HELPERS: dict[str, str] = {
     "max_of": """
 @triton.jit
@@ -40,6 +40,16 @@ def min_of(a, b):
 @triton.jit
 def product_of(a, b):
     return a * b
+""",
+    "to_bf16": """
+@triton.jit
+def to_bf16(v):
+    return v.to(tl.bfloat16)
+""",
+    "from_bf16": """
+@triton.jit
+def from_bf16(v):
+    return v.to(tl.float32)
 """,
     "row_sum": """
 @triton.jit
@@ -132,20 +142,24 @@ def literal(value: Scalar, dtype: str) -> str:
 
 
 def cast(text: str, source: str, target: str) -> str:
-    """`text` of type `source` converted to `target`."""
+    """`text` of type `source` converted to `target`; 16-bit floats always pass through f32, as in PyTorch."""
+    if source == target:
+        return text
+    if source == "bf16":
+        text, source = f"from_bf16({text})", "f32"
+    elif source == "f16":
+        text, source = f"{text}.to(tl.float32)", "f32"
     if source == target:
         return text
     if target == "b1":
-        return f"({_widen(text, source)} != 0)"
+        return f"({text} != 0)"
+    if target in ("bf16", "f16") and source != "f32":
+        text = f"{text}.to(tl.float32)"
+    if target == "bf16":
+        return f"to_bf16({text})"
     if source in _FLOATS and target in _NARROW_INTS:  # wraps around like the CPU's conversion, never undefined
-        return f"{_widen(text, source)}.to(tl.int64).to({TRITON_DTYPES[target]})"
-    through_f32 = (source in _NARROW_FLOATS and target != "f32") or (target in _NARROW_FLOATS and source != "f32")
-    middle = ".to(tl.float32)" if through_f32 else ""
-    return f"{text}{middle}.to({TRITON_DTYPES[target]})"
-
-
-def _widen(text: str, dtype: str) -> str:
-    return f"{text}.to(tl.float32)" if dtype in _NARROW_FLOATS else text
+        text = f"{text}.to(tl.int64)"
+    return f"{text}.to({TRITON_DTYPES[target]})"
 
 
 def _divide(a: str, b: str, dtype: str) -> str:

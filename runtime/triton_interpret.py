@@ -1,7 +1,8 @@
 """Running a printed Triton module in Triton's interpreter, on CPU tensors.
 
-The interpreter has no `libdevice` and folds a custom reduction element by element in Python, so in an interpreted copy
-of a module those names stand for NumPy versions. The kernels themselves are interpreted exactly as printed.
+The interpreter has no `libdevice`, folds a custom reduction element by element in Python, and truncates where bf16
+should round, so in an interpreted copy of a module those names stand for NumPy versions. The kernels themselves are
+interpreted exactly as printed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def make_interpreted(module: ModuleType) -> None:
             setattr(module, name, _row_function(_ROW_FUNCTIONS[name]))
         elif name in _PAIR_FUNCTIONS:
             setattr(module, name, _lift(_PAIR_FUNCTIONS[name]))
+        elif name in _BF16_FUNCTIONS:
+            setattr(module, name, _BF16_FUNCTIONS[name])
         elif hasattr(value, "fn") and getattr(value.fn, "__module__", None) == module.__name__:
             setattr(module, name, InterpretedFunction(value.fn))
     module.libdevice = SimpleNamespace(**{n: _lift(f) for n, f in _LIBDEVICE.items()})  # type: ignore[attr-defined]
@@ -67,14 +70,41 @@ def _block_shape(value: Any) -> tuple[int, ...]:
     return tuple(int(s) for s in value.shape)
 
 
-def _tensor(data: Array, like: Any, shape: tuple[int, ...]) -> Any:
+def _tensor(data: Array, like: Any, shape: tuple[int, ...], scalar: Any = None) -> Any:
+    """An interpreted tensor of `data`, of the element type of `like` unless `scalar` names another."""
     import triton.language as tl
     from triton.runtime.interpreter import TensorHandle
 
-    scalar = like.dtype.scalar
+    scalar = scalar or like.dtype.scalar
     if not shape:
         return tl.core.tensor(TensorHandle(data.reshape(1), scalar), scalar)
     return tl.core.tensor(TensorHandle(data.reshape(shape), scalar), tl.block_type(scalar, list(shape)))
+
+
+def _to_bf16(value: Any) -> Any:
+    """f32 to bf16, which the interpreter keeps as 16 raw bits; rounds to nearest even."""
+    import triton.language as tl
+
+    data = np.ascontiguousarray(value.handle.data, dtype=np.float32)
+    bits = data.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    rounded = np.where(np.isnan(data), (bits >> np.uint32(16)) | np.uint32(0x40), rounded)
+    return _tensor(rounded.astype(np.uint16), value, _block_shape(value), tl.bfloat16)
+
+
+def _from_bf16(value: Any) -> Any:
+    import triton.language as tl
+
+    data = (value.handle.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return _tensor(data, value, _block_shape(value), tl.float32)
+
+
+def _tree_product(data: Array, axis: int, keepdims: bool) -> Array:
+    """Product along axis 1 in a tree, as accurate as a GPU's (np.prod multiplies in sequence)."""
+    while data.shape[axis] > 1:
+        half = data.shape[axis] // 2  # blocks are powers of two
+        data = data[:, :half] * data[:, half:]
+    return data
 
 
 def _erf(x: Array) -> Array:
@@ -93,9 +123,10 @@ def _through_torch(name: str, x: Array) -> Array:
 
 
 _ROW_FUNCTIONS: dict[str, Callable[..., Array]] = {
-    "row_sum": np.sum, "row_prod": np.prod, "row_max": np.max, "row_min": np.min,  # NaN wins in NumPy's max, too
+    "row_sum": np.sum, "row_prod": _tree_product, "row_max": np.max, "row_min": np.min,  # NaN wins in NumPy's max, too
 }
 _PAIR_FUNCTIONS: dict[str, Callable[..., Array]] = {"max_of": np.maximum, "min_of": np.minimum}
+_BF16_FUNCTIONS: dict[str, Callable[..., Any]] = {"to_bf16": _to_bf16, "from_bf16": _from_bf16}
 _LIBDEVICE: dict[str, Callable[..., Array]] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
     "log1p": np.log1p, "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "tan": np.tan,

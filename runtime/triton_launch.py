@@ -145,6 +145,15 @@ def load_module(source: str, interpret: bool = False) -> ModuleType:
         return _modules[key]
 
 
+def load_plain_module(source: str) -> ModuleType:
+    """The module of a printed program (`codegen/program_python.py`), which may hold Triton kernels or none."""
+    key = (cache.key_of("program", source), False)
+    with _modules_guard:
+        if key not in _modules:
+            _modules[key] = _import(write_source(source), f"_meshwright_program_{key[0][:16]}")
+        return _modules[key]
+
+
 def _import(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
