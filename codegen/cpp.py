@@ -74,7 +74,8 @@ def print_entry(kernel: Kernel) -> str:
     plan = plan_loops(kernel)
     buffers = [*kernel.inputs, *kernel.outputs]
     name = c_name(kernel.name)
-    lines = [f'extern "C" __attribute__((visibility("default"))) void {name}_run(void** buffers, const int64_t* sizes) {{']
+    lines = ['extern "C" __attribute__((visibility("default")))',
+             f"void {name}_run(void** buffers, const int64_t* sizes) {{"]
     lines += [f"  {'const ' if i < len(kernel.inputs) else ''}{MEMORY_TYPE[b.dtype]}* {c_name(b.name)} = "
               f"static_cast<{MEMORY_TYPE[b.dtype]}*>(buffers[{i}]);" for i, b in enumerate(buffers)]
     lines += [f"  const int64_t {c_name(s)} = sizes[{i}];" for i, s in enumerate(kernel.sizes)]

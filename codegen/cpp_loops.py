@@ -10,10 +10,9 @@ from .cpp_plan import LoopPlan, Pass, element_level, lane_count, lane_text, plan
 from .cpp_reduce import Accumulator, accumulator
 from .cpp_rowbuf import RowBuffer, choose_row_buffers
 from .expr import Expr, product, var
-from .ir import Axis, Const, Definition, Index, Kernel, Load, Op, Reduce, Stmt, Store, phases, stmt_axes, uses
+from .ir import Axis, Const, Definition, Index, Kernel, Load, Op, Stmt, Store, phases, stmt_axes, uses
 
 ROW_BLOCK = 4096  # f32 terms summed in f32 lanes before they are added to a double
-COLUMN_BLOCK = 128  # f32 terms one lane adds up before they are added to a double
 
 
 @dataclass
@@ -97,8 +96,9 @@ class Body:
     def _emit_item(self) -> None:
         if self.plan.tile:
             assert self.plan.vector is not None
-            self.put(f"const int64_t lane0 = tile * {self.plan.tile};",
-                     f"const int64_t lanes = mw_min(lane0 + {self.plan.tile}, int64_t({c_index(self.plan.vector.size)}));")
+            tile, size = self.plan.tile, c_index(self.plan.vector.size)
+            self.put(f"const int64_t lane0 = tile * {tile};",
+                     f"const int64_t lanes = mw_min(lane0 + {tile}, int64_t({size}));")
         for number, sweep in enumerate(self.passes):
             self._emit_pass(number, sweep)
         self._finish()
@@ -111,7 +111,8 @@ class Body:
 
     # -- one sweep over the reduce axes -----------------------------------------------------------
     def _emit_pass(self, number: int, sweep: Pass) -> None:
-        accumulators = [accumulator(r, self.dtype[r.src], self._total(), self.plan) for r in sweep.reduces]
+        last = number + 1 == len(self.passes)
+        accumulators = [accumulator(r, self.dtype[r.src], self._total(), self.plan, last) for r in sweep.reduces]
         for acc in accumulators:
             self.put(*acc.declare())
         if not self.plan.rows:
@@ -184,14 +185,13 @@ class Body:
                     "" if scalar else f"#pragma omp simd{clauses}")
 
     def _sweep_loops(self, accumulators: list[Accumulator]) -> list[Loop]:
-        """Reduce loops and the vector loop, with partial sums flushed around the innermost reduce loop."""
+        """Reduce loops and the vector loop, with partial sums flushed around the vector loop."""
         loops = [self._plain_loop(a) for a in self.plan.reduce if a is not self.plan.vector]
         if self.plan.vector is not None:
             loops.append(self._vector_loop(accumulators))
         partial = [acc for acc in accumulators if acc.has_partial]
         if partial:
-            at = max(i for i, loop in enumerate(loops) if loop.axis == self.plan.reduce[-1].name)
-            loops[at : at + 1] = self._blocked(loops[at], self.plan.reduce[-1], partial)
+            loops[-1:] = self._blocked(loops[-1], self.plan.reduce[-1], partial)
         return loops
 
     def _plain_loop(self, axis: Axis) -> Loop:
@@ -199,14 +199,13 @@ class Body:
         return Loop(f"for (int64_t {name} = 0; {name} < {c_index(axis.size)}; ++{name})", axis.name)
 
     def _blocked(self, loop: Loop, axis: Axis, partial: list[Accumulator]) -> list[Loop]:
-        step = ROW_BLOCK if self.plan.rows else COLUMN_BLOCK
         loop.before += [line for acc in partial for line in acc.open_block()]
         loop.after += [line for acc in partial for line in acc.close_block()]
         size, name = c_index(axis.size), c_name(axis.name)
-        if axis.size.is_const and axis.size.value <= step:
+        if axis.size.is_const and axis.size.value <= ROW_BLOCK:
             return [loop]
-        block = Loop(f"for (int64_t {name}_lo = 0; {name}_lo < {size}; {name}_lo += {step})", None)
-        loop.before.insert(0, f"const int64_t {name}_hi = mw_min({name}_lo + {step}, int64_t({size}));")
+        block = Loop(f"for (int64_t {name}_lo = 0; {name}_lo < {size}; {name}_lo += {ROW_BLOCK})", None)
+        loop.before.insert(0, f"const int64_t {name}_hi = mw_min({name}_lo + {ROW_BLOCK}, int64_t({size}));")
         loop.header = f"for (int64_t {name} = {name}_lo; {name} < {name}_hi; ++{name})"
         return [block, loop]
 

@@ -334,7 +334,7 @@ MW_INLINE float mw_asin(float x) {
 }
 MW_INLINE float mw_acos(float x) {
   const double d = x, y = mw_atan_wide(__builtin_sqrt((1. - d) * (1. + d)) / d);
-  return float(x < 0.f ? y + 3.141592653589793 : y);
+  return float(mw_bits(y) >> 63 ? y + 3.141592653589793 : y);  // 0/-1 and 1/-0 carry the sign
 }
 MW_INLINE float mw_sinh(float x) {
   const double e = mw_expm1_wide(__builtin_fabs(double(x))), y = 0.5 * (e + e / (e + 1.));

@@ -1,8 +1,8 @@
 """Accumulators: how each reduction of the IR is kept, updated and read in an emitted loop.
 
 Rows reduce into scalars (vector lanes are combined by `omp simd reduction`), columns into one array entry per
-lane. Long f32 sums are added up in f32 blocks that are then added to a double, so that their error stays that of
-a tree sum. `max` and `min` of floats keep a NaN flag (rows) or propagate NaN in every step (columns).
+lane. f32 sums are kept in doubles, or in f32 blocks that are then added to a double (see `accumulator`).
+`max` and `min` of floats keep a NaN flag (rows) or propagate NaN in every step (columns).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from .expr import Expr
 from .ir import Reduce
 
 SHORT_ROW = 4096  # f32 sums up to this length need no second level
-SHORT_COLUMN = 128
 _SYMBOL = {"sum": "+", "prod": "*", "any": "|", "all": "&", "max": "max", "min": "min"}
 _LOWEST = {"f32": "-INFINITY", "f64": "-double(INFINITY)", "i32": "INT32_MIN", "i64": "INT64_MIN"}
 _HIGHEST = {"f32": "INFINITY", "f64": "double(INFINITY)", "i32": "INT32_MAX", "i64": "INT64_MAX"}
@@ -86,12 +85,10 @@ class Accumulator:
         return lines
 
     def open_block(self) -> list[str]:
-        return self._new("float", "_part", "0")
+        return [f"float {self.name}_part = 0;"]
 
     def close_block(self) -> list[str]:
-        if self.plan.rows:
-            return [f"{self.name}_acc += {self.name}_part;"]
-        return [f"for (int64_t i = 0; i < {lane_count(self.plan)}; ++i) {self.name}_acc[i] += {self.name}_part[i];"]
+        return [f"{self.name}_acc += {self.name}_part;"]
 
     def clause(self) -> str:
         """The `omp simd` clause that combines vector lanes (rows only)."""
@@ -131,12 +128,16 @@ class Accumulator:
         return f"float({cell})" if self.partial else cell
 
 
-def accumulator(reduce: Reduce, source: str, total: Expr, plan: LoopPlan) -> Accumulator:
-    """How to accumulate `reduce` over `total` elements of dtype `source`."""
-    short = SHORT_ROW if plan.rows else SHORT_COLUMN
+def accumulator(reduce: Reduce, source: str, total: Expr, plan: LoopPlan, last: bool) -> Accumulator:
+    """How to accumulate `reduce` over `total` elements of dtype `source`; `last`: no later sweep over the row.
+
+    A sum that is the kernel's result streams from memory, where adding doubles is free; a sum that a later sweep
+    over the same row consumes (a mean, softmax's denominator) is computed on data in L1, and f32 blocks do.
+    """
     partial = ""
-    if reduce.op == "sum" and source == "f32" and not (total.is_const and total.value <= short):
-        inner = plan.reduce[-1].size
-        tiny = not plan.rows and inner.is_const and inner.value < 16
-        partial = "double" if tiny else "block"
+    if reduce.op == "prod" and source == "f32":
+        partial = "double"
+    if reduce.op == "sum" and source == "f32":
+        short = total.is_const and total.value <= SHORT_ROW
+        partial = "double" if last or not plan.rows else "" if short else "block"
     return Accumulator(reduce, source, partial, plan)

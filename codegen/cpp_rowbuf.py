@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .cpp_expr import MEMORY_TYPE, c_index, c_name
 from .cpp_plan import LoopPlan, Pass, element_level
 from .expr import Expr, as_expr, product, var
-from .ir import DTYPES, Const, Definition, Index, Kernel, Load, Op, Store, phases, uses
+from .ir import DTYPES, Const, Definition, Index, Load, Op, Store, phases, uses
 
 STACK_BYTES = 32768
 WORTH = 8  # cost above which a value is kept; a load or an addition is 1
@@ -38,7 +38,8 @@ class RowBuffer:
         ctype = MEMORY_TYPE[self.dtype]
         if self.size.is_const and self.size.value * DTYPES[self.dtype] <= STACK_BYTES:
             return f"alignas(64) {ctype} {self.name}[{max(self.size.value, 1)}];"
-        return f"{ctype}* {self.name} = static_cast<{ctype}*>(mw_scratch({self.slot}, ({c_index(self.size)}) * sizeof({ctype})));"
+        block = f"mw_scratch({self.slot}, ({c_index(self.size)}) * sizeof({ctype}))"
+        return f"{ctype}* {self.name} = static_cast<{ctype}*>({block});"
 
     def write(self, operand: str) -> str:
         return f"{self.name}[{c_index(self.index)}] = {operand};"
