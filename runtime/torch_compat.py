@@ -170,3 +170,28 @@ def tree_leaves(tree: Any) -> list[Any]:
     from torch.utils import _pytree
 
     return list(_pytree.tree_leaves(tree))
+
+
+def static_inputs(gm: Any) -> set[str]:
+    """Placeholders of an ATen graph that are Parameters or buffers of the model (their address is stable).
+
+    Call it while AOTAutograd compiles `gm`. Wraps the input descriptors in `node.meta["desc"]` and
+    `TracingContext.fw_metadata.static_input_indices`; the empty set when torch says nothing.
+    """
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    indices = set(getattr(getattr(context, "fw_metadata", None), "static_input_indices", None) or ())
+    found = set()
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" and getattr(node.meta.get("desc"), "idx", None) in indices:
+            found.add(node.name)
+    return found
+
+
+def tree_rebuilder(tree: Any) -> Callable[[list[Any]], Any]:
+    """A function that puts a list of leaves into the containers of `tree`. Wraps `torch.utils._pytree`."""
+    from torch.utils import _pytree
+
+    spec = _pytree.tree_structure(tree)
+    return lambda leaves: _pytree.tree_unflatten(leaves, spec)

@@ -1,0 +1,246 @@
+"""The ATen engine: one forward, backward or inference graph from AOTAutograd becomes kernels and a program.
+
+    fuse → print → compile (kernels and host program) → first call: eager run that accepts every region → program
+
+Until its first call a compiled graph is *pending*: its kernels exist, but nothing has been compared on real data. The first
+call runs the graph in eager, returns that result, and settles which regions stay (see `acceptance`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..codegen.group import Group
+from ..codegen.lowering.shapes import shape_of
+from ..codegen.schema import Unsupported
+from ..passes.base import Candidate, PassContext, Refused
+from ..passes.fuse import Fuse, FusedRegion
+from ..runtime import torch_compat
+from ..runtime.program import Program
+from .acceptance import Acceptance, KernelFunction, Verdict, kernel_names
+from .graph_bytes import count_bytes
+from .program_builder import NotAProgram, ProgramBuilder
+from .report import CandidateRow, GraphKind, GraphReport, KernelReport, Report
+from .settings import CompileSettings
+from .splice import splice
+
+log = logging.getLogger(__name__)
+Runner = Callable[[Sequence[Any]], list[Any]]
+_pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="meshwright-compile")
+
+
+def compile_aten_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, kind: GraphKind,
+                       settings: CompileSettings, report: Report) -> Callable[[list[Any]], list[Any]]:
+    """A boxed callable that stands for `gm`. `example_inputs` are the fake inputs AOTAutograd traced with."""
+    return CompiledGraph(gm, kind, settings, report)
+
+
+class CompiledGraph:
+    """A graph on its way from pending to ready. Calling it is thread-safe; the first call does the acceptance."""
+
+    def __init__(self, gm: fx.GraphModule, kind: GraphKind, settings: CompileSettings, report: Report) -> None:
+        self.gm, self.kind, self.settings, self.report = gm, kind, settings, report
+        self.entry: GraphReport = report.add_graph(f"{kind} {len(report.graphs)}", kind, len(gm.graph.nodes))
+        self.static = {name: name for name in torch_compat.static_inputs(gm)}
+        self.device = settings.target or graph_device(gm)
+        self.groups = self._find()
+        self.names = kernel_names(self.groups)
+        self.constants = [getattr(gm, str(n.target)) for n in gm.graph.nodes if n.op == "get_attr"]
+        self._lock = threading.Lock()
+        self._run: Runner | None = None
+        self._kernels: Future[dict[str, KernelFunction]] = _pool.submit(self._compile_kernels, self.groups)
+        self._program: Future[Runner] | None = _pool.submit(self._make_runner, self.groups)
+
+    # -- compile ------------------------------------------------------------------------------
+    def _find(self) -> list[Group]:
+        if not self.settings.wants("fuse"):
+            return []
+        predict = self._predictor()
+        start = time.perf_counter()
+        context = PassContext(self.device, self.kind != "inference", {"predict": predict} if predict else {})
+        groups = []
+        for finding in Fuse().find(self.gm, context):
+            if isinstance(finding, Refused):
+                self.report.refused("fuse", finding.reason, finding.node)
+            elif isinstance(finding, Candidate) and isinstance(finding.replacement, FusedRegion):
+                groups.append(finding.replacement.group)
+        self.report.add_seconds("lowering", time.perf_counter() - start)
+        return groups
+
+    def _predictor(self) -> Callable[[Group], Any] | None:
+        return None
+
+    def _compile_kernels(self, groups: Sequence[Group]) -> dict[str, KernelFunction]:
+        unique = {g.built.key: g.built.kernel.renamed(self.names[g.built.key]) for g in groups}
+        kernels = list(unique.values())
+        if self.device != "cpu":
+            from ..codegen.triton_build import triton_kernels
+
+            return dict(triton_kernels({k.name: k for k in kernels}))
+        from ..codegen.cpp import compile_kernels
+
+        with self.report.phase("compiler"):
+            return dict(compile_kernels(kernels))
+
+    def _make_runner(self, groups: Sequence[Group]) -> Runner:
+        """The program of the graph with these groups, ready to call."""
+        kernels = self._kernels
+        try:
+            program = ProgramBuilder(self.gm, groups, self.names, _identifier(self.entry.name),
+                                     self.kind == "inference", self.static).build()
+        except NotAProgram as why:
+            log.debug("%s runs as a spliced graph: %s", self.entry.name, why)
+            self.report.note(f"{self.entry.name} runs node by node: {why}")
+            return splice(self.gm, groups, self.names, kernels.result())
+        self.entry.program = program
+        return self._runner_of(program, kernels)
+
+    def _runner_of(self, program: Program, kernels: Future[dict[str, KernelFunction]]) -> Runner:
+        from ..codegen.program_python import load_program_python, print_program_python
+
+        if program.device == "cpu":
+            from ..codegen.program_cpp_run import compile_program
+
+            try:
+                compiled = compile_program(program)
+                self.entry.source = compiled.source
+                return compiled
+            except Unsupported as why:
+                self.report.note(f"{self.entry.name} is driven from Python: {why}")
+        self.entry.source = print_program_python(program)
+        return load_program_python(program, kernels.result())
+
+    # -- call ---------------------------------------------------------------------------------
+    def __call__(self, args: list[Any]) -> list[Any]:
+        run = self._run
+        if run is None:
+            with self._lock:
+                if self._run is None:
+                    return self._first_call(args)
+            run = self._run
+            assert run is not None
+        inputs = [*args, *self.constants] if self.constants else list(args)
+        args.clear()
+        return run(inputs)
+
+    def _first_call(self, args: list[Any]) -> list[Any]:
+        kernels = self._kernels.result()
+        inputs = list(args)
+        symbols = symbol_values(self.gm, inputs)
+        judge = Acceptance(kernels, self.names, symbols, check=self.settings.check, measure=self.settings.measure,
+                           deadline=self.settings.deadline())
+        outputs = RecordedRun(self.gm, self.groups, judge).run(*inputs)
+        self.report.add_seconds("check", judge.check_s)
+        self.report.add_seconds("measure", judge.measure_s)
+        kept = [g for g in self.groups if judge.verdicts[g.built.key].ok]
+        self._record(judge.verdicts, kept, symbols)
+        program = self._program
+        self._run = program.result() if program is not None and len(kept) == len(self.groups) else self._make_runner(kept)
+        self._program = None
+        self.entry.state = "ready"
+        args.clear()
+        return outputs
+
+    # -- report -------------------------------------------------------------------------------
+    def _record(self, verdicts: Mapping[str, Verdict], kept: Sequence[Group], symbols: Mapping[str, int]) -> None:
+        counts = Counter(g.built.key for g in self.groups)
+        first = {g.built.key: g for g in reversed(self.groups)}
+        for key, verdict in verdicts.items():
+            group = first[key]
+            self.report.candidate("fuse", CandidateRow(
+                f"{self.names[key]} ({', '.join(n.name for n in group.nodes[:4])}{', …' if len(group.nodes) > 4 else ''})",
+                "kept" if verdict.ok else "dropped", verdict.reason, self.names[key], counts[key],
+                measured_before_s=verdict.eager_s, measured_after_s=verdict.kernel_s))
+            if verdict.ok:
+                self.report.add_kernel(self._kernel_report(group))
+        self.entry.kernels = len(kept)
+        found = count_bytes(self.gm, kept, symbols)
+        self.entry.kernel_bytes, self.entry.aten_bytes = found.kernels, found.aten
+        self.entry.library_bytes, self.entry.uncovered = found.library, found.uncovered
+
+    def _kernel_report(self, group: Group) -> KernelReport:
+        kernel = group.built.kernel.renamed(self.names[group.built.key])
+        if self.device == "cpu":
+            from ..codegen.cpp import print_kernel_cpp
+
+            return KernelReport(kernel.name, "c++", print_kernel_cpp(kernel), str(kernel))
+        from ..codegen.triton import print_kernel_triton
+
+        return KernelReport(kernel.name, "triton", print_kernel_triton(kernel), str(kernel))
+
+
+class RecordedRun(fx.Interpreter):
+    """One eager run of a graph that hands every region's values to the acceptance as soon as they exist."""
+
+    def __init__(self, gm: fx.GraphModule, groups: Sequence[Group], judge: Acceptance) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.judge = judge
+        order = {n: i for i, n in enumerate(gm.graph.nodes)}
+        pending: dict[str, Group] = {}
+        for g in groups:  # the first of each structure is judged
+            pending.setdefault(g.built.key, g)
+        self._due: dict[fx.Node, list[Group]] = {}
+        last_use: dict[fx.Node, int] = {}
+        for n in order:
+            for a in n.all_input_nodes:
+                last_use[a] = order[n]
+        for g in pending.values():
+            ready = max(g.nodes, key=order.__getitem__)
+            self._due.setdefault(ready, []).append(g)
+            for n in (*g.built.inputs, *g.built.outputs):
+                last_use[n] = max(last_use.get(n, 0), order[ready])
+        self._drop: dict[int, list[fx.Node]] = {}
+        for n, i in last_use.items():
+            self._drop.setdefault(i, []).append(n)
+        self._order = order
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.env[n] = result
+        for group in self._due.get(n, ()):
+            self.judge.judge(group, self.env, [self.env[o] for o in group.built.outputs])
+        for gone in self._drop.get(self._order[n], ()):
+            if gone.op != "placeholder" and gone is not n:
+                self.env.pop(gone, None)
+        return result
+
+    def run(self, *args: Any, **_: Any) -> list[Any]:
+        with torch.no_grad():
+            return list(super().run(*args, enable_io_processing=False))
+
+
+def symbol_values(gm: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, int]:
+    """Values of the symbolic sizes, read off the actual inputs."""
+    values: dict[str, int] = {}
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    for node, actual in zip(placeholders, inputs, strict=True):
+        traced = node.meta.get("val")
+        if isinstance(traced, torch.SymInt):
+            values.setdefault(str(traced.node.expr), int(actual))
+        elif isinstance(traced, torch.Tensor) and isinstance(actual, torch.Tensor):
+            for size, real in zip(traced.shape, actual.shape, strict=True):
+                if isinstance(size, torch.SymInt):
+                    values.setdefault(str(size.node.expr), int(real))
+    return values
+
+
+def graph_device(gm: fx.GraphModule) -> str:
+    """Device type of the graph's tensors: "cuda" when any is there, else "cpu"."""
+    kinds = {v.device.type for n in gm.graph.nodes if isinstance(v := n.meta.get("val"), torch.Tensor)}
+    return "cuda" if "cuda" in kinds else "cpu"
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+__all__ = ["CompiledGraph", "compile_aten_graph", "graph_device", "shape_of", "symbol_values"]
