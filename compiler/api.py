@@ -73,7 +73,7 @@ def _check_names(settings: CompileSettings) -> None:
 
 
 def _build(source: nn.Module, settings: CompileSettings, example: Example | None) -> nn.Module:
-    from .pipeline import run_module_passes
+    from .module_passes import run_module_passes
 
     report = Report(type(source).__name__)
     source = run_module_passes(source, example, settings, report)
