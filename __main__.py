@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line (docs/cli.md)."""
+    """Run the command line."""
     from .compiler.cli import main as run
 
     run()
