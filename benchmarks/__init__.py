@@ -1,0 +1,1 @@
+"""Reproducible measurements: what README claims. Start one with `python benchmarks/NAME.py` or `-m benchmarks.NAME`."""
