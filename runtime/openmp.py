@@ -17,9 +17,12 @@ _RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
 @dataclass(frozen=True)
 class OpenMP:
-    """How to compile and link with threads. `library` is None, and `reason` not empty, when there are none."""
+    """How to compile and link with threads. `library` is None, and `reason` not empty, when there are none.
 
-    compile_flags: tuple[str, ...] = ()
+    Without threads `#pragma omp simd` still counts, and `_OPENMP` is not defined.
+    """
+
+    compile_flags: tuple[str, ...] = ("-fopenmp-simd",)
     link_flags: tuple[str, ...] = ()
     library: Path | None = None
     reason: str = ""

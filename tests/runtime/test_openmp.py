@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshwright.runtime.openmp import choose_openmp, torch_runtime
+from meshwright.runtime.toolchain import find_compiler
 
 LIBGOMP, LIBOMP = Path("/torch/lib/libgomp.so.1"), Path("/torch/lib/libomp.dylib")
 
@@ -47,7 +48,18 @@ def test_gcc_links_torchs_copy_first() -> None:
 ])
 def test_no_threads_says_why(kind: str, library: Path | None, system: str, why: str) -> None:
     openmp = choose_openmp(kind, library, system)
-    assert not openmp.compile_flags and openmp.library is None and why in openmp.reason
+    assert openmp.compile_flags == ("-fopenmp-simd",) and not openmp.link_flags and openmp.library is None and why in openmp.reason
+
+
+def test_without_threads_simd_still_counts(tmp_path: Path) -> None:
+    """Vector pragmas are obeyed and headers can tell that there are no threads."""
+    source = tmp_path / "probe.cpp"
+    source.write_text("#ifdef _OPENMP\n#error threads\n#endif\n"
+                      "void twice(float* x) {\n#pragma omp simd\nfor (int i = 0; i < 64; i++) x[i] *= 2; }\n")
+    flags = choose_openmp("gcc", None, "Linux").compile_flags
+    run = subprocess.run([*find_compiler().command, "-Wall", "-Wextra", "-Werror", *flags, "-c", source, "-o",
+                          tmp_path / "probe.o"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_macos_with_torchs_libomp() -> None:
