@@ -48,7 +48,8 @@ def test_gcc_links_torchs_copy_first() -> None:
 ])
 def test_no_threads_says_why(kind: str, library: Path | None, system: str, why: str) -> None:
     openmp = choose_openmp(kind, library, system)
-    assert openmp.compile_flags == ("-fopenmp-simd",) and not openmp.link_flags and openmp.library is None and why in openmp.reason
+    assert openmp.compile_flags == ("-fopenmp-simd",) and not openmp.link_flags
+    assert openmp.library is None and why in openmp.reason
 
 
 def test_without_threads_simd_still_counts(tmp_path: Path) -> None:
