@@ -166,7 +166,6 @@ int aoti_torch_get_data_ptr(void*, void**);
 int aoti_torch_get_sizes(void*, int64_t**);
 int aoti_torch_get_strides(void*, int64_t**);
 int aoti_torch_get_dim(void*, int64_t*);
-int aoti_torch_get_storage_offset(void*, int64_t*);
 int aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t, void**);
 int aoti_torch__reinterpret_tensor(void*, int64_t, const int64_t*, const int64_t*, int64_t, void**);
 int aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t,
@@ -246,10 +245,8 @@ void* empty(Ints sizes, Ints strides, int dtype) {
   return h;
 }
 void* view_of(void* base, Ints sizes, Ints strides, int64_t extra) {
-  void* h;
-  int64_t start;
-  check(aoti_torch_get_storage_offset(base, &start), "storage_offset");
-  check(aoti_torch__reinterpret_tensor(base, sizes.size(), sizes.begin(), strides.begin(), start + extra, &h), "view");
+  void* h;  // `extra` elements behind the base's own first element
+  check(aoti_torch__reinterpret_tensor(base, sizes.size(), sizes.begin(), strides.begin(), extra, &h), "view");
   return h;
 }
 void* wrap(Ptr data, Ints sizes, Ints strides, int dtype) {

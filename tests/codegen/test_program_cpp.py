@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+
 from meshwright.codegen.program_cpp import print_program_cpp
 from meshwright.codegen.program_cpp_run import compile_program, release_arenas
 from meshwright.codegen.schema import Unsupported
@@ -184,7 +185,8 @@ def operators() -> Program:
                  (f32("low", (3, 8)), f32("high", (3, 8)))),
             Call("aten.ones.default", ([5],), {"dtype": {"dtype": "float64"}, "device": {"device": "cpu"},
                                               "pin_memory": False}, ("n",), (TensorSpec("n", "float64", (5,), (1,)),)),
-            View(f32("corner", (2, 3), (8, 1)), "x", 17),
+            View(f32("inside", (4, 6), (8, 1)), "x", 9),
+            View(f32("corner", (2, 3), (8, 1)), "inside", 8),
         ),
         outputs=("both", "columns", "high", "n", "corner", "x"),
     )
