@@ -11,7 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 
 def core_aten_decompositions() -> dict[Any, Callable[..., Any]]:
@@ -26,6 +29,13 @@ def get_decompositions(ops: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
     from torch._decomp import get_decompositions as lookup
 
     return dict(lookup(ops))
+
+
+def is_operator(target: object) -> TypeGuard[OpOverload]:
+    """True for one overload of an operator (`aten.add.Tensor`): its class has no public name."""
+    from torch._ops import OpOverload
+
+    return isinstance(target, OpOverload)
 
 
 GraphCompiler = Callable[..., Callable[..., Any]]  # (aten gm, fake inputs) -> boxed callable
