@@ -19,6 +19,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from .settings import settings
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 600.0  # longer than any one compile; past it this process builds for itself
+_BUILD_PREFIX = ".build-"
 _UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOTSUP,
              errno.ENOSYS, errno.EIO, errno.ENOTDIR, errno.EFBIG}
 
@@ -112,10 +114,16 @@ class KernelCache:
         return len(entries), sum(_size_of(f) for f in files)
 
     def clear(self) -> int:
-        """Delete every entry; the number deleted. Files that are loaded somewhere stay usable there."""
+        """Delete every entry; the number deleted. Files that are loaded somewhere stay usable there.
+
+        What another process is building just now is left alone; what a killed one left behind goes.
+        """
         entries, _ = self.size()
         for file in _files(self.directory):
             file.unlink(missing_ok=True)
+        for folder in self.directory.glob(f"*/{_BUILD_PREFIX}*"):
+            if time.time() - folder.stat().st_mtime > LOCK_TIMEOUT_S:
+                shutil.rmtree(folder, ignore_errors=True)
         return entries
 
     def _entry(self, key: str, suffix: str) -> Path:
@@ -194,7 +202,7 @@ def _digest(path: Path) -> str:
 def _install(entry: Path, build: Callable[[Path], Any]) -> None:
     """Build into a temporary file, then move it and its digest into place."""
     entry.parent.mkdir(mode=0o700, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".build-", dir=entry.parent))
+    work = Path(tempfile.mkdtemp(prefix=_BUILD_PREFIX, dir=entry.parent))
     try:
         built, digest = work / entry.name, work / "digest"
         build(built)
@@ -246,7 +254,12 @@ def _temporary_directory(wanted: Path, error: Exception) -> Path:
 
 
 def _files(directory: Path) -> list[Path]:
-    return [f for f in directory.rglob("*") if f.is_file()]
+    """All files but those being built. `os.walk`, because other processes add and remove folders meanwhile."""
+    found = []
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(_BUILD_PREFIX)]
+        found += [Path(folder, name) for name in names]
+    return found
 
 
 def _size_of(path: Path) -> int:

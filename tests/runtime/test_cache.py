@@ -203,6 +203,23 @@ def test_size_and_clear(kernels: KernelCache) -> None:
     assert kernels.clear() == 2 and kernels.size() == (0, 0)
 
 
+def test_clear_spares_a_running_build(kernels: KernelCache) -> None:
+    def build(path: Path) -> None:
+        path.write_bytes(b"kernel")
+        assert kernels.clear() == 0 and kernels.size() == (0, 0)
+
+    assert kernels.get_or_build(KEY, ".so", build).read_bytes() == b"kernel"
+
+
+def test_clear_removes_what_a_killed_process_left(kernels: KernelCache) -> None:
+    left = kernels.directory / "ab" / ".build-x"
+    left.mkdir(parents=True)
+    (left / "kernel.cpp").write_text("half")
+    os.utime(left, (0, 0))
+    kernels.clear()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("key", ["", "../../etc/passwd", "ABC", "a/b"])
 def test_keys_are_hexadecimal(kernels: KernelCache, key: str) -> None:
     with pytest.raises(CacheError, match="key"):
