@@ -52,8 +52,8 @@ def _nvidia(built: Any) -> dict[str, Any]:
 
 def _amd(built: Any) -> dict[str, Any]:
     text = built.asm["amdgcn"]
-    spilled = _field(text, "vgpr_spill_count") + _field(text, "sgpr_spill_count")
-    return {"registers": _field(text, "vgpr_count"), "spills": 4 * spilled, "shared_bytes": int(built.metadata.shared),
+    spilled = 4 * _field(text, "vgpr_spill_count")  # scalar registers spill into lanes of vector registers, not memory
+    return {"registers": _field(text, "vgpr_count"), "spills": spilled, "shared_bytes": int(built.metadata.shared),
             "assembly": text, "binary": base64.b64encode(built.asm["hsaco"]).decode()}
 
 

@@ -249,7 +249,7 @@ class _Printer:
             case Index(expr=expr):
                 if not expr_dims(self.kernel, expr, self.dims):
                     return f"tl.full({self.ones}, {self.expr(expr)}, tl.int64)"
-                return f"({self.expr(expr)}).to(tl.int64)"
+                return f"{self.factor(expr)}.to(tl.int64)"
             case Op(op="cast", args=args, dtype=dtype):
                 return cast(self.name(args[0]), self.types[args[0]], dtype)
             case Op(op=op, args=args):
@@ -311,8 +311,9 @@ class _Printer:
         return e.render(self._variable)
 
     def factor(self, e: Expr) -> str:
+        """`e` as an operand: in parentheses unless it is a number, a name or a call."""
         text = self.expr(e)
-        return text if e.is_const or len(e.terms) == 1 and "*" not in text else f"({text})"
+        return text if re.fullmatch(r"\w+", text) else f"({text})"
 
     def _variable(self, name: str) -> str:
         if name.startswith("%"):
@@ -325,7 +326,7 @@ class _Printer:
         if function in ("max", "min"):
             return f"tl.{function}imum({', '.join(texts)})"
         if all(_is_non_negative(a) for a in args):
-            return f"(({texts[0]}) {'//' if function == 'floordiv' else '%'} ({texts[1]}))"
+            return f"({self.factor(args[0])} {'//' if function == 'floordiv' else '%'} {self.factor(args[1])})"
         return f"{'floor_div' if function == 'floordiv' else 'floor_mod'}({', '.join(texts)})"
 
     def _axis_names(self) -> dict[str, str]:
