@@ -152,7 +152,7 @@ class GraphPass:
 def _copied(gm: fx.GraphModule) -> fx.Graph:
     """A copy of the graph that shares node metadata values."""
     graph = fx.Graph()
-    output = graph.graph_copy(gm.graph, {}, return_output_node=True)
+    output: Any = graph.graph_copy(gm.graph, {}, return_output_node=True)
     if output is not None:
         value, old = output
         new = graph.output(value, getattr(old, "type", None))

@@ -91,12 +91,15 @@ _subclasses: weakref.WeakKeyDictionary[type, type[nn.Module]] = weakref.WeakKeyD
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     """The generated subclass of `cls`, under the same name (libraries look at class names)."""
     if cls not in _subclasses:
-        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
-                 "forward": _forward_of(cls), "__deepcopy__": _deepcopy, "__copy__": _copy,
-                 "__reduce_ex__": _refuse_pickle, "meshwright": property(state_of)}
+        names: dict[str, Any] = {
+            "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
+            "forward": _forward_of(cls), "__deepcopy__": _deepcopy, "__copy__": _copy,
+            "__reduce_ex__": _refuse_pickle, "meshwright": property(state_of),
+        }
         # a model that has its own `save` or `report` keeps it: ours are then at `.meshwright`
         names.update({k: v for k, v in _PUBLIC.items() if not hasattr(cls, k)})
-        _subclasses[cls] = type(cls)(cls.__name__, (cls,), names)
+        metaclass: Any = type(cls)
+        _subclasses[cls] = metaclass(cls.__name__, (cls,), names)
     return _subclasses[cls]
 
 

@@ -154,14 +154,14 @@ def is_tracing() -> bool:
     return torch is not None and bool(torch.compiler.is_dynamo_compiling())
 
 
-def handles_of(tensors: Sequence[Any]) -> list[Any]:
+def handles_of(tensors: Any) -> list[Any]:
     """New owning handles (capsules) of `tensors` for the C++ program, which consumes them. Wraps `torch._C._aoti`."""
     import torch
 
     return torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # type: ignore[no-any-return]
 
 
-def tensors_of(handles: Sequence[Any]) -> list[Any]:
+def tensors_of(handles: Any) -> list[Any]:
     """The tensors behind owning handles; the handles are consumed. Wraps `torch._C._aoti`."""
     import torch
 

@@ -172,7 +172,8 @@ def _choose(b: KernelBuilder, condition: Value | None, inside: Callable[[], Valu
 @register(aten.cat.default)
 def _cat(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    tensors = [t for t in node.args[0] if list(t.meta["val"].shape) != [0]]  # type: ignore[union-attr]
+    given: Any = node.args[0]
+    tensors = [t for t in given if list(t.meta["val"].shape) != [0]]
     if not isinstance(dim, int) or not tensors:
         raise CannotLower("concatenation of nothing")
     dim %= len(index)
