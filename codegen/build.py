@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from .expr import Expr, const, product, var
-from .ir import Axis, Buffer, Index, Kernel, Load, Op, Stmt, Store, uses, verify
+from .ir import Axis, Buffer, Index, Kernel, Load, Op, Reduce, Stmt, Store, uses, verify
 from .lowering.builder import Frame, KernelBuilder, memory_order
 from .lowering.indexing import NeedSplit
 from .lowering.reductions import frame_of_reduction, reduction_of
@@ -190,8 +190,10 @@ def _rename(s: Stmt, values: dict[str, str], buffers: dict[str, str]) -> Stmt:
             new = replace(s, dst=fresh, expr=_rename_values(expr, values))
         case Op(args=args):
             new = replace(s, dst=fresh, args=tuple(values[a] for a in args))
+        case Reduce(src=src):
+            new = replace(s, dst=fresh, src=values[src])
         case _:
-            new = replace(s, dst=fresh, **({"src": values[s.src]} if hasattr(s, "src") else {}))
+            new = replace(s, dst=fresh)
     values[s.dst] = fresh
     return new
 

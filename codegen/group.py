@@ -12,15 +12,17 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .build import BuiltKernel, build
-from .expr import Expr, product
+from .build import BuiltKernel
+from .expr import Expr
 from .lowering import kind_of
-from .lowering.reductions import reduced_dims, reduction_of
+from .lowering.reductions import reduction_of
 from .lowering.shapes import CannotLower, shape_of
+from .structure import StructuralCache
 
 MAX_NODES = 64
 MAX_BUFFERS = 24
 MAX_DISTANCE = 400  # graph positions a horizontal merge may span: tensors would live that much longer
+TRANSPARENT = ("view", "generator", "multi")  # read through: no work of their own
 MAX_INLINE = 12  # nodes recomputed per element when a smaller operand is inlined
 
 
@@ -59,7 +61,7 @@ class _Graph:
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """`node` itself, or what it reads when it is a view or generator."""
-        if self.kind[node] not in ("view", "generator"):
+        if self.kind[node] not in TRANSPARENT:
             return [node]
         if node not in self._sources:
             found: dict[fx.Node, None] = {}
@@ -73,7 +75,7 @@ class _Graph:
         """Nodes that use `node`, through views."""
         found: dict[fx.Node, None] = {}
         for u in node.users:
-            if self.kind[u] == "view":
+            if self.kind[u] in ("view", "multi"):
                 for c in self.consumers(u):
                     found.setdefault(c)
             else:
@@ -132,22 +134,29 @@ class _Grouper:
         self.built: dict[int, BuiltKernel] = {}
         self.rejected: list[Rejected] = []
         self._failed: set[frozenset[fx.Node]] = set()
+        self._structures = StructuralCache()
 
     # -- singletons ---------------------------------------------------------------------------
     def seed(self) -> None:
         """Every claimed node that can be built alone becomes a group of one."""
         for node in self.g.order:
-            if self.g.kind[node] != "compute" or not node.users:
+            if not node.users or not self._wants_kernel(node):
                 continue
             i = self.g.position[node]
             try:
-                self.built[i] = build([node], [node])
+                self.built[i] = self._structures.build([node], [node])
             except CannotLower as why:
                 self.rejected.append(Rejected(node, str(why)))
                 self.g.kind[node] = "outside"
                 continue
             self.members[i] = [node]
             self.leader[node] = i
+
+    def _wants_kernel(self, node: fx.Node) -> bool:
+        """Compute nodes, and generators that something outside reads (kernels recompute them instead)."""
+        if self.g.kind[node] == "generator":
+            return any(self.g.kind[c] == "outside" for c in self.g.consumers(node))
+        return self.g.kind[node] == "compute"
 
     # -- merging ------------------------------------------------------------------------------
     def outputs(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
@@ -181,7 +190,7 @@ class _Grouper:
         if not outputs or not self._worthwhile(nodes, outputs):
             return None
         try:
-            built = build(nodes, outputs)
+            built = self._structures.build(nodes, outputs)
         except CannotLower:
             return None
         if len(built.inputs) + len(built.outputs) > MAX_BUFFERS:
@@ -200,7 +209,7 @@ class _Grouper:
 
     def vertical(self) -> None:
         for node in self.g.order:
-            if node not in self.leader:
+            if node not in self.leader or self.g.kind[node] == "generator":
                 continue
             for s in sorted(self.g.inputs[node], key=self.g.position.__getitem__, reverse=True):
                 if s in self.leader:
@@ -238,7 +247,7 @@ class _Grouper:
             grew = False
             for n in list(inside):
                 for a in n.all_input_nodes:
-                    if a not in inside and self.g.kind[a] in ("view", "generator") and all(u in inside for u in a.users):
+                    if a not in inside and self.g.kind[a] in TRANSPARENT and all(u in inside for u in a.users):
                         inside.add(a)
                         found.append(a)
                         grew = True
@@ -269,5 +278,3 @@ def group(graph: fx.Graph) -> tuple[list[Group], list[Rejected]]:
     grouper.horizontal()
     return grouper.groups(), grouper.rejected
 
-
-__all__ = ["Group", "Rejected", "group", "product", "reduced_dims"]

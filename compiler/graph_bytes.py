@@ -11,6 +11,8 @@ from torch import fx
 
 from ..codegen.group import Group
 from ..codegen.lowering import CannotLower, kind_of, shape_of
+from ..runtime.torch_compat import is_operator
+from .program_builder import IN_PLACE
 
 aten = torch.ops.aten
 LIBRARY = frozenset((
@@ -52,9 +54,14 @@ def count_bytes(gm: fx.GraphModule, kept: Sequence[Group], symbols: Mapping[str,
     for g in kept:
         out.kernels += sum(tensor_bytes(n.meta["val"], symbols) for n in (*g.built.inputs, *g.built.outputs))
     for node in gm.graph.nodes:
-        if node in inside or node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if node in inside or node.op != "call_function" or not is_operator(node.target):
             continue
         if not node.users or kind_of(node) == "view":
+            continue
+        if node.target in IN_PLACE and node.args[0] in inside:  # only the rows that are written move
+            small = 2 * sum(tensor_bytes(a.meta.get("val"), symbols) for a in node.all_input_nodes[1:])
+            out.aten += small
+            out.uncovered[str(node.target)] = out.uncovered.get(str(node.target), 0) + small
             continue
         read = sum(tensor_bytes(a.meta.get("val"), symbols) for a in node.all_input_nodes)
         moved = read + tensor_bytes(node.meta.get("val"), symbols)

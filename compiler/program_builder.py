@@ -30,6 +30,7 @@ from ..runtime.program import (
     defines,
     reads,
 )
+from ..runtime.torch_compat import is_operator
 
 
 class NotAProgram(Exception):
@@ -37,6 +38,10 @@ class NotAProgram(Exception):
 
 
 Item = Group | fx.Node
+aten = torch.ops.aten
+IN_PLACE = {aten.index_put.default: "aten.index_put_.default", aten.scatter_add.default: "aten.scatter_add_.default",
+            aten.index_add.default: "aten.index_add_.default", aten.scatter.src: "aten.scatter_.src",
+            aten.scatter.value: "aten.scatter_.value"}
 
 
 def program_text(size: Any) -> str | int:
@@ -74,6 +79,7 @@ class ProgramBuilder:
         self.steps: list[Step] = []
         self.made: set[str] = set()
         self.constants: list[TensorSpec] = []
+        self.alias: dict[fx.Node, str] = {}  # results written in place -> the tensor they were written into
 
     def build(self) -> Program:
         """Raises `NotAProgram` or `CannotLower` when the graph can't be written as a program."""
@@ -149,7 +155,7 @@ class ProgramBuilder:
                     raise NotAProgram(f"{n.op} node {n.name}")
                 items[id(n)] = n
                 if isinstance(n.meta.get("val"), torch.Tensor) or not _is_size(n):
-                    todo += n.all_input_nodes
+                    todo += _reads(n)
         return list(items.values())
 
     def _schedule(self) -> list[Item]:
@@ -167,7 +173,7 @@ class ProgramBuilder:
         last_effect = None
         for k in sorted(range(len(items)), key=place.__getitem__):
             item = items[k]
-            sources = item.built.inputs if isinstance(item, Group) else item.all_input_nodes
+            sources = item.built.inputs if isinstance(item, Group) else _reads(item)
             before = {owner[s] for s in sources if s in owner}
             if not isinstance(item, Group) and is_effect(item):
                 before |= {last_effect} if last_effect is not None else set()
@@ -224,7 +230,7 @@ class ProgramBuilder:
             return False
         base = node.args[0]
         while isinstance(base, fx.Node) and base.op == "call_function" and base.name not in self.made \
-                and isinstance(base.args[0], fx.Node):
+                and base not in self.alias and isinstance(base.args[0], fx.Node):
             base = base.args[0]
         if not isinstance(base, fx.Node):
             return False
@@ -238,8 +244,10 @@ class ProgramBuilder:
 
     def _operator(self, node: fx.Node) -> None:
         target = node.target
-        if not isinstance(target, torch._ops.OpOverload):
+        if not is_operator(target):
             raise NotAProgram(f"{target} is no ATen operator")
+        if self._in_place(node):
+            return
         value = node.meta.get("val")
         results = list(value) if isinstance(value, (list, tuple)) else [value]
         outs: list[str | None] = [None] * len(results)
@@ -258,8 +266,23 @@ class ProgramBuilder:
         self.steps.append(Call(str(target), args, kwargs, tuple(outs), specs))
         self.made.update(o for o in outs if o is not None)
 
+    def _in_place(self, node: fx.Node) -> bool:
+        """Scatter into a fresh tensor that nothing else reads: write into it instead of copying it first."""
+        into = node.args[0] if node.args else None
+        if node.target not in IN_PLACE or not isinstance(into, fx.Node) or len(into.users) > 1:
+            return False
+        if into not in self.group_of or tensor_spec("", into.meta["val"]) != tensor_spec("", node.meta["val"]):
+            return False
+        args = tuple(self._argument(a) for a in node.args)
+        kwargs = {k: self._argument(v) for k, v in node.kwargs.items()}
+        self.steps.append(Call(IN_PLACE[node.target], args, kwargs, (None,), (None,)))
+        self.alias[node] = self._name(into)
+        return True
+
     # -- arguments ----------------------------------------------------------------------------
     def _name(self, node: fx.Node) -> str:
+        if node in self.alias:
+            return self.alias[node]
         if node.name not in self.made:
             raise NotAProgram(f"{node.name} ({node.target}) is used before it exists")
         return node.name
@@ -297,9 +320,17 @@ class ProgramBuilder:
 def is_effect(node: fx.Node) -> bool:
     """Operators whose order and execution matter: mutation and random numbers."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not is_operator(target):
         return False
     return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+
+
+def _reads(node: fx.Node) -> Sequence[fx.Node]:
+    """Input nodes of a node; a chunk of a split reads what is split."""
+    parent = node.args[0] if node.args else None
+    if node.target is operator.getitem and isinstance(parent, fx.Node) and kind_of(node) == "view":
+        return parent.all_input_nodes
+    return node.all_input_nodes
 
 
 def _is_size(node: fx.Node) -> bool:

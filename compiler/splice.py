@@ -4,6 +4,7 @@ with every accepted region replaced by its kernel."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,17 +66,23 @@ def _shaped(node: fx.Node, shape: Sequence[int]) -> torch.Tensor:
     return torch.empty(tuple(shape), dtype=node.meta["val"].dtype, device="meta")
 
 
+def _symbol_value(node: fx.Node, dim: int | None, run: SplicedGraph) -> int:
+    """The integer that `node` holds, or the size of its dimension `dim`."""
+    value = run._value(node)
+    return int(value if dim is None else value.shape[dim])
+
+
 def _symbol_sources(gm: fx.GraphModule) -> dict[str, Callable[[SplicedGraph], int]]:
     """How to read each symbol: from a node that holds it, or from a dimension of a tensor."""
     found: dict[str, Callable[[SplicedGraph], int]] = {}
     for node in gm.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt) and value.node.expr.is_Symbol:
-            found.setdefault(str(value.node.expr), lambda run, n=node: int(run._value(n)))
+            found.setdefault(str(value.node.expr), partial(_symbol_value, node, None))
         elif isinstance(value, torch.Tensor):
             for d, size in enumerate(value.shape):
                 if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
-                    found.setdefault(str(size.node.expr), lambda run, n=node, d=d: int(run._value(n).shape[d]))
+                    found.setdefault(str(size.node.expr), partial(_symbol_value, node, d))
     return found
 
 

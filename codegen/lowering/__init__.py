@@ -12,7 +12,7 @@ from .builder import TABLES, Frame, KernelBuilder, Value, view_of
 from .decompositions import decompositions
 from .shapes import CannotLower, Shape, shape_of, size_expr
 
-NodeKind = Literal["compute", "view", "generator", "outside"]
+NodeKind = Literal["compute", "view", "generator", "multi", "outside"]
 
 __all__ = ["TABLES", "CannotLower", "Frame", "KernelBuilder", "NodeKind", "Shape", "Value", "claimed_ops",
            "decompositions", "kind_of", "shape_of", "size_expr", "view_of"]
@@ -34,6 +34,8 @@ def kind_of(node: fx.Node) -> NodeKind:
         return "generator"
     if node.target in TABLES.compute:
         return "compute"
+    if node.target in TABLES.multi or node.target in TABLES.split_views:
+        return "multi"  # computes nothing by itself: each getitem of it is a compute node
     parent = node.args[0] if node.args else None
     if node.target is operator.getitem and isinstance(parent, fx.Node) and parent.target in TABLES.multi:
         return "compute"

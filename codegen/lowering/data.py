@@ -183,7 +183,10 @@ def _cat(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
         tensor = tensors[k]
         size = shape_of(tensor.meta["val"]).sizes[dim]
         moved = (*index[:dim], index[dim] - start, *index[dim + 1:])
-        take = lambda: b.cast(b.eval(tensor, moved), dtype)  # noqa: E731
+
+        def take() -> Value:
+            return b.cast(b.eval(tensor, moved), dtype)
+
         if k == len(tensors) - 1:
             return take()
         condition = b.in_range(index[dim], 0, start + size) or b.const(True, "b1")

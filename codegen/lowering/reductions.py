@@ -153,7 +153,8 @@ def _var_mean(b: KernelBuilder, node: fx.Node, which: int, index: Idx) -> Value:
 
 
 def _pair(b: KernelBuilder, node: fx.Node, which: int, index: Idx) -> Value:
-    return b.reduce(PAIRS[node.target][which], _source_value(b, node, index, None))
+    target: Any = node.target
+    return b.reduce(PAIRS[target][which], _source_value(b, node, index, None))
 
 
 TABLES.multi[aten.var_mean.correction] = _var_mean
