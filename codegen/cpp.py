@@ -104,7 +104,7 @@ def _print_function(kernel: Kernel, plan: LoopPlan) -> str:
     outputs = [f"{MEMORY_TYPE[b.dtype]}* {c_name(b.name)}" for b in kernel.outputs]
     sizes = [f"int64_t {c_name(s)}" for s in kernel.sizes]
     parameters = ", ".join([*inputs, *outputs, *sizes, "int64_t begin", "int64_t end"])
-    return "\n".join([f"static void {c_name(kernel.name)}({parameters}) {{", *Body(plan).emit(), "}", ""])
+    return "\n".join([f"MW_KERNEL void {c_name(kernel.name)}({parameters}) {{", *Body(plan).emit(), "}", ""])
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .expr import Expr, const, var
-from .ir import DTYPES, Axis, Index, Kernel, Load, Reduce, Stmt, Store, stmt_axes
+from .expr import Expr, const, split_atom
+from .ir import Axis, Index, Kernel, Load, Reduce, Stmt, Store, stmt_axes
+
+_LANES = 16  # of f32 with AVX-512; other widths choose alike
+_STRIDED = 0.75
+_HORIZONTAL = 4.0
 
 
 def simplify_axes(kernel: Kernel) -> Kernel:
@@ -87,8 +91,6 @@ def _steps_together(expr: Expr, outer: Axis, inner: Axis) -> bool:
 
 
 def _inside_atoms(expr: Expr, names: set[str]) -> bool:
-    from .expr import split_atom
-
     for name in expr.variables():
         call = split_atom(name)
         if call is not None and any(a.symbols() & names for a in call[1]):
@@ -97,47 +99,41 @@ def _inside_atoms(expr: Expr, names: set[str]) -> bool:
 
 
 def choose_vector_axis(kernel: Kernel) -> Axis | None:
-    """The axis to put innermost: most bytes at unit stride, fewest strided ones; the last axis on a tie."""
+    """The axis to put innermost: the cheapest per element (`_cost_per_element`); the last one on a tie."""
     if not kernel.axes:
         return None
     varies = stmt_axes(kernel)
     ordered = any(isinstance(s, Reduce) and s.op.startswith("arg") for s in kernel.body)
     last_reduce = kernel.reduce[-1] if kernel.reduce else None
     candidates = [a for a in kernel.axes if not (a.is_reduce and ordered and a is not last_reduce)]
-    return max(reversed(candidates), key=lambda a: _vector_score(kernel, a, varies))
+    return min(reversed(candidates), key=lambda a: _cost_per_element(kernel, a, varies))
 
 
-def _vector_score(kernel: Kernel, axis: Axis, varies: dict[str, frozenset[str]]) -> float:
-    dtypes = {b.name: b.dtype for b in kernel.inputs + kernel.outputs}
+def _cost_per_element(kernel: Kernel, axis: Axis, varies: dict[str, frozenset[str]]) -> float:
+    """Instructions per element with `axis` in the lanes: an access at unit stride and an operation serve all lanes,
+    a strided access only one; a reduction over the lanes ends with a few steps of its own."""
     reduce_names = {a.name for a in kernel.reduce}
-    score = 0.0
+    lanes = max(1, min(_size_of(axis), _LANES))
+    cost = _HORIZONTAL / max(1, _size_of(axis)) if axis.is_reduce else 0.0
     for stmt in kernel.body:
-        if not isinstance(stmt, Load | Store):
+        axes = varies[stmt.dst] if not isinstance(stmt, Store) else varies[stmt.value] | stmt.index.symbols()
+        often = 0.1 if reduce_names and not axes & reduce_names else 1.0  # once a row or once an element
+        if axis.name not in axes:
             continue
-        axes = stmt.index.symbols() | (varies[stmt.dst] if isinstance(stmt, Load) else frozenset())
-        weight = DTYPES[dtypes[stmt.buffer]] * (2.0 if isinstance(stmt, Store) else 1.0)
-        if reduce_names and not axes & reduce_names:
-            weight *= 0.1  # touched once a row, not once an element
-        score += weight * _stride_score(stmt.index, axis, axes)
-    return score * min(_size_of(axis), 16) / 16 if score > 0 else score
+        one = isinstance(stmt, Load | Store) and not _unit_stride(stmt.index, axis)
+        cost += often * (_STRIDED if one else 1.0 / lanes)
+    return cost
 
 
-def _stride_score(index: Expr, axis: Axis, axes: frozenset[str]) -> float:
-    if axis.name not in axes:
-        return 0.0
+def _unit_stride(index: Expr, axis: Axis) -> bool:
+    """Whether neighbours along `axis` are neighbours in memory, or the same element."""
+    if axis.name not in index.symbols():
+        return not any(n.startswith("%") for n in index.symbols())
     try:
-        return 1.0 if index.coefficient(axis.name) == 1 and index.variables() >= {axis.name} else -1.0
+        return index.coefficient(axis.name) == 1 and axis.name in index.variables()
     except ValueError:
-        return -1.0
+        return False
 
 
 def _size_of(axis: Axis) -> int:
     return axis.size.value if axis.size.is_const else 1024
-
-
-def is_static(expr: Expr, at_most: int) -> bool:
-    return expr.is_const and expr.value <= at_most
-
-
-def sized(axis: Axis) -> Expr:
-    return var(axis.name)

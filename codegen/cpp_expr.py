@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 
 from .expr import Expr, split_atom
-from .ir import BIT_BINARY, COMPARE, Scalar
+from .ir import Scalar
 
 MEMORY_TYPE = {
     "f64": "double", "f32": "float", "f16": "mw_f16", "bf16": "mw_bf16", "i64": "int64_t", "i32": "int32_t",
@@ -89,9 +89,6 @@ def c_op(op: str, dtype: str, args: Sequence[str], arg_dtypes: Sequence[str]) ->
     if op == "where":
         return f"{args[0]} ? {args[1]} : {args[2]}"
     if op in _INFIX:
-        bitwise_bool = op in BIT_BINARY and dtype == "b1"
-        if bitwise_bool or op in COMPARE or op not in BIT_BINARY:
-            return f"{args[0]} {_INFIX[op]} {args[1]}"
         return f"{args[0]} {_INFIX[op]} {args[1]}"
     if op == "neg":
         return f"-({args[0]})"
@@ -112,6 +109,8 @@ def c_cast(value: str, source: str, target: str) -> str:
         return f"mw_f32_to_{target}({c_cast(value, source, 'f32')})"
     if target == "b1":
         return f"{value} != 0"
+    if source == "b1":
+        return f"{value} ? {VALUE_TYPE[target]}(1) : {VALUE_TYPE[target]}(0)"  # vectorises where a conversion does not
     if target in ("i8", "i16", "u8") and source in ("f32", "f64"):
         # Out of range, torch's own conversion goes through a wider integer and keeps the low bits.
         return f"{VALUE_TYPE[target]}(int32_t({value}))"

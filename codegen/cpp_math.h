@@ -13,6 +13,12 @@
 #define NAN __builtin_nanf("")
 #define INFINITY __builtin_inff()
 #define MW_INLINE static inline __attribute__((always_inline))
+// One copy of each kernel: inlining into both branches of the parallel split would double the compile time.
+#ifdef __clang__
+#define MW_KERNEL static __attribute__((noinline))
+#else
+#define MW_KERNEL static __attribute__((noinline, noclone))
+#endif
 
 typedef uint16_t mw_bf16;  // raw bits
 typedef uint16_t mw_f16;
@@ -119,15 +125,17 @@ MW_FLOATS(float, f)
 MW_FLOATS(double, )
 
 // ---- f32: the hot functions --------------------------------------------------------------------
-MW_INLINE float mw_power_of_two(int32_t n) { return mw_from_bits(uint32_t(n + 127) << 23); }
-
-// n = round(x / ln 2) and r = x - n ln 2 for x in [-104, 89]; the magic addend rounds in one addition.
-MW_INLINE float mw_exp_reduce(float x, int32_t* n) {
-  const float shifted = mw_fma(x, 1.44269504f, 12582912.f);
-  const float k = shifted - 12582912.f;
-  *n = int32_t(mw_bits(shifted)) - 0x4b400000;
+// x = n ln 2 + r with n = round(x / ln 2), for x in [-104, 89]. The magic addend rounds in one addition and leaves
+// n + 254 in the low bits of `bits`.
+MW_INLINE float mw_exp_reduce(float x, uint32_t* bits) {
+  const float shifted = mw_fma(x, 1.44269504f, 12583166.f);
+  const float k = shifted - 12583166.f;
+  *bits = mw_bits(shifted);
   return mw_fma(k, 2.12194440e-4f, mw_fma(k, -0.693359375f, x));
 }
+// 2^n as a product of two normal numbers: 2^n alone may be denormal or overflow
+MW_INLINE float mw_low_power(uint32_t bits) { return mw_from_bits((bits >> 1) << 23); }
+MW_INLINE float mw_high_power(uint32_t bits) { return mw_from_bits((bits - (bits >> 1)) << 23); }
 // exp(r) - 1 on |r| <= ln 2 / 2
 MW_INLINE float mw_exp_core(float r) {
   float p = mw_fma(1.39506003e-3f, r, 8.36895406e-3f);
@@ -139,17 +147,15 @@ MW_INLINE float mw_exp_core(float r) {
 MW_INLINE float mw_exp(float x) {
   x = x < -104.f ? -104.f : x;
   x = x > 89.f ? 89.f : x;
-  int32_t n;
-  const float e = mw_exp_core(mw_exp_reduce(x, &n)) + 1.f;
-  const int32_t half = n >> 1;  // two factors: 2^n alone may be denormal or overflow
-  return e * mw_power_of_two(half) * mw_power_of_two(n - half);
+  uint32_t bits;
+  const float e = mw_exp_core(mw_exp_reduce(x, &bits)) + 1.f;
+  return e * mw_low_power(bits) * mw_high_power(bits);
 }
-// exp for x <= 0 that only needs absolute accuracy: 2^n is never denormal, so one factor does
-MW_INLINE float mw_exp_negative(float x) {
-  x = x < -87.f ? -87.f : x;
-  int32_t n;
-  const float e = mw_exp_core(mw_exp_reduce(x, &n)) + 1.f;
-  return e * mw_power_of_two(n);
+// Like mw_exp_reduce for x in [-60, 0], where one power is normal: `*power` is 2^n.
+MW_INLINE float mw_exp_reduce_small(float x, float* power) {
+  const float shifted = mw_fma(x, 1.44269504f, 12583039.f);
+  *power = mw_from_bits(mw_bits(shifted) << 23);
+  return mw_fma(shifted - 12583039.f, -0.693147182f, x);
 }
 MW_INLINE float mw_log(float x) {
   const bool tiny = x < 0x1p-126f;
@@ -173,41 +179,47 @@ MW_INLINE float mw_log(float x) {
 MW_INLINE float mw_sigmoid(float x) { return 1.f / (1.f + mw_exp(-x)); }
 MW_INLINE float mw_tanh(float x) {
   const float t = __builtin_fabsf(x), z = x * x;
-  float p = mw_fma(-5.52862464e-3f, z, 2.04833057e-2f);
-  p = mw_fma(p, z, -5.36929630e-2f);
-  p = mw_fma(p, z, 1.33308992e-1f);
-  p = mw_fma(p, z, -3.33332628e-1f);
+  float p = mw_fma(1.64587442e-2f, z, -5.26841357e-2f);
+  p = mw_fma(p, z, 1.33209422e-1f);
+  p = mw_fma(p, z, -3.33329588e-1f);
   const float near = mw_fma(p * z, x, x);
-  const float e = mw_exp_negative(-2.f * t);
+  const float clamped = t > 10.f ? 10.f : t;
+  float power;
+  const float e = (mw_exp_core(mw_exp_reduce_small(-2.f * clamped, &power)) + 1.f) * power;
   const float far = __builtin_copysignf((1.f - e) / (1.f + e), x);
-  return t < 0.625f ? near : x != x ? x : far;
+  return t < 0.55f ? near : far;
 }
 MW_INLINE float mw_erf(float x) {
-  const float t0 = __builtin_fabsf(x), z = x * x;
-  float p = mw_fma(7.88911930e-5f, z, -8.02084105e-4f);
-  p = mw_fma(p, z, 5.18953521e-3f);
-  p = mw_fma(p, z, -2.68544443e-2f);
-  p = mw_fma(p, z, 1.12836003e-1f);
-  p = mw_fma(p, z, -3.76126260e-1f);
-  p = mw_fma(p, z, 1.28379166e-1f);
+  const float t = __builtin_fabsf(x), z = x * x;
+  float p = mw_fma(-6.11129159e-4f, z, 5.01622818e-3f);
+  p = mw_fma(p, z, -2.67819576e-2f);
+  p = mw_fma(p, z, 1.12822302e-1f);
+  p = mw_fma(p, z, -3.76125336e-1f);
+  p = mw_fma(p, z, 1.28379151e-1f);
   const float near = mw_fma(p, x, x);
-  const float t = t0 > 4.f ? 4.f : t0;
-  float q = mw_fma(2.08286183e-5f, t, -4.31393564e-4f);  // -log(erfc(t))
-  q = mw_fma(q, t, 4.15625470e-3f);
-  q = mw_fma(q, t, -2.50806157e-2f);
-  q = mw_fma(q, t, 1.08220384e-1f);
-  q = mw_fma(q, t, 6.33400857e-1f);
-  q = mw_fma(q, t, 1.12948835f);
-  q = mw_fma(q, t, -1.69205130e-4f);
-  const float far = __builtin_copysignf(1.f - mw_exp_negative(-q), x);
-  return t0 < 0.95f ? near : x != x ? x : far;
+  const float clamped = t > 3.95f ? 3.95f : t;
+  float q = mw_fma(2.03678021e-4f, clamped, -3.11786565e-3f);  // log(erfc(t))
+  q = mw_fma(q, clamped, 2.25190949e-2f);
+  q = mw_fma(q, clamped, -1.04526006e-1f);
+  q = mw_fma(q, clamped, -6.36518836e-1f);
+  q = mw_fma(q, clamped, -1.12806106f);
+  q = mw_fma(q, clamped, -1.04515741e-4f);
+  float power;
+  const float r = mw_exp_reduce_small(q, &power);
+  float e = mw_fma(8.37948546e-3f, r, 4.18999679e-2f);
+  e = mw_fma(e, r, 1.66663572e-1f);
+  e = mw_fma(e, r, 4.99991298e-1f);
+  e = mw_fma(e, r, 1.f);
+  e = mw_fma(e, r, 1.f);
+  const float far = __builtin_copysignf(1.f - e * power, x);
+  return t < 0.9f ? near : far;
 }
 MW_INLINE float mw_expm1(float x) {
   const float clamped = x < -18.f ? -18.f : x > 89.f ? 89.f : x;
-  int32_t n;
-  const float e = mw_exp_core(mw_exp_reduce(clamped, &n));
-  const int32_t half = n >> 1;
-  const float low = mw_power_of_two(half), high = mw_power_of_two(n - half), inverse = mw_power_of_two(half - n);
+  uint32_t bits;
+  const float e = mw_exp_core(mw_exp_reduce(clamped, &bits));
+  const float low = mw_low_power(bits), high = mw_high_power(bits);
+  const float inverse = mw_from_bits(0x7f000000u - mw_bits(high));
   const float y = mw_fma(e, low, low - inverse) * high;
   return x == 0.f ? x : y;
 }

@@ -76,7 +76,7 @@ def _column_tile(vector: Axis) -> int:
     if not vector.size.is_const:
         return 128
     size = vector.size.value
-    return 64 if size <= 256 else 128 if size <= 2048 else 256
+    return max(1, min(size, 64)) if size <= 256 else 128 if size <= 2048 else 256
 
 
 def _pointwise_tile(outer: tuple[Axis, ...], vector: Axis) -> int:

@@ -1,0 +1,27 @@
+MW_KERNEL void rms_norm_bf16(const mw_bf16* x, const mw_bf16* w, mw_bf16* y, int64_t s0, int64_t begin, int64_t end) {
+  for (int64_t p0 = begin; p0 < end; ++p0) {
+    float v3_acc = 0;
+    #pragma omp simd reduction(+:v3_acc)
+    for (int64_t r0 = 0; r0 < 515; ++r0) {
+      const mw_bf16 v0 = x[515*p0 + r0];
+      const float v1 = mw_bf16_to_f32(v0);
+      const float v2 = v1 * v1;
+      v3_acc += v2;
+    }
+    const float v3 = v3_acc;
+    const float v5 = v3 * 0.0019417476f;
+    const float v7 = v5 + 1e-06f;
+    const float v8 = mw_rsqrt(v7);
+    #pragma omp simd
+    for (int64_t r0 = 0; r0 < 515; ++r0) {
+      const mw_bf16 v0 = x[515*p0 + r0];
+      const float v1 = mw_bf16_to_f32(v0);
+      const float v9 = v1 * v8;
+      const mw_bf16 v10 = w[r0];
+      const float v11 = mw_bf16_to_f32(v10);
+      const float v12 = v9 * v11;
+      const mw_bf16 v13 = mw_f32_to_bf16(v12);
+      y[515*p0 + r0] = v13;
+    }
+  }
+}
