@@ -82,7 +82,8 @@ def resolve(options: Mapping[str, Any] | None = None, **keywords: Any) -> Compil
     given.update({k: v for k, v in keywords.items() if v is not None})
     env = environment_settings()
     base = CompileSettings(strict=env.strict, dump_dir=env.dump, disable=env.disable)
-    values: dict[str, Any] = {name: _READ[name](name, value) if name in _READ else value for name, value in given.items()}
+    values: dict[str, Any] = {name: _READ[name](name, value) if name in _READ else value
+                              for name, value in given.items()}
     values["disable"] = base.disable | values.get("disable", frozenset())
     return replace(base, **values)
 
