@@ -61,7 +61,8 @@ def schema_of(op: str) -> Schema:
 
 
 def _alias(info: Any) -> frozenset[str]:
-    return frozenset() if info is None else frozenset(info.before_set)
+    """Alias sets; `*` (any) where the schema names the set on a list's elements, as in `Tensor(a)[]`."""
+    return frozenset() if info is None else frozenset(info.before_set) or frozenset("*")
 
 
 def bind(call: Call) -> list[tuple[Argument, Json]]:
@@ -84,9 +85,12 @@ def bind(call: Call) -> list[tuple[Argument, Json]]:
 def aliased_arguments(call: Call) -> Sequence[str | None]:
     """For every result, the tensor argument whose memory it may share, or None."""
     schema = schema_of(call.op)
+    is_list = [t for t, _ in schema.returns] == ["List[Tensor]"]  # one schema result stands for all of the call's
     out: list[str | None] = []
     for k in range(len(call.outs)):
-        sets = schema.returns[k][1] if k < len(schema.returns) else frozenset()
-        names = [t for a, value in (bind(call) if sets else []) if a.alias & sets for t in tensors_in(value)]
+        place = 0 if is_list else k
+        sets = schema.returns[place][1] if place < len(schema.returns) else frozenset()
+        names = [t for a, value in (bind(call) if sets else []) if a.alias & sets or (a.alias and "*" in sets)
+                 for t in tensors_in(value)]
         out.append(names[0] if names else None)
     return out

@@ -192,6 +192,21 @@ def operators() -> Program:
     )
 
 
+def test_memory_behind_results_that_share_it_is_kept():
+    """`split` gives views of an arena tensor: its place must not be reused while they live."""
+    program = Program(
+        "shares", (f32("x", (4, 8)),), (),
+        (Alloc(f32("a", (4, 8))), Launch("relu", ("x",), ("a",), (32,)),
+         Call("aten.split.Tensor", (tensor("a"), 2), {}, ("p", "q"), (f32("p", (2, 8)), f32("q", (2, 8)))),
+         Release(("a",)),
+         Alloc(f32("b", (4, 8))), Launch("relu", ("b0",), ("b",), (32,)),
+         Alloc(f32("out", (2, 8)), True), Launch("relu", ("q",), ("out",), (16,))),
+        ("out",), {"relu": RELU})
+    program = Program(**{**vars(program), "inputs": (*program.inputs, f32("b0", (4, 8)))})
+    x = torch.randn(4, 8)
+    assert torch.equal(compile_program(program)([x, torch.ones(4, 8)])[0], torch.relu(x[2:]))
+
+
 def test_operators_through_the_dispatcher():
     x, index = torch.randn(6, 8), torch.tensor([3, 0, 5, 5])
     both, columns, high, n, corner, same = compile_program(operators())([x, index])
