@@ -106,6 +106,9 @@ def _compiled_call(source: nn.Module, settings: CompileSettings, report: Report)
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         runs = guard.runs()
         try:
+            if settings.dynamic and not any(isinstance(a, float) for a in (*args, *kwargs.values())):
+                with torch_compat.specializing_floats():
+                    return chosen[0](module, *args, **kwargs)
             return chosen[0](module, *args, **kwargs)
         except torch_compat.dynamo_exceptions() as error:
             cause = torch_compat.backend_failure(error)
@@ -173,6 +176,6 @@ def load(directory: str | Path) -> nn.Module:
     Nothing in the directory is executed: the kernel IR and the launch list are parsed, verified and printed anew.
     Raises `ArtifactError` for a damaged artifact or one of another version, architecture or instruction set.
     """
-    from .artifact import load_artifact
+    from .artifact_load import load_artifact
 
     return load_artifact(directory)

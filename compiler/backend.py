@@ -55,7 +55,7 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: C
     """A callable that stands for `gm`. Never raises because of Meshwright unless `settings.strict`."""
     where = describe(gm)
     _report_break(gm, report)
-    report.add_seconds("dynamo", torch_compat.seconds_of_this_compile() or 0.0)
+    report.add_dynamo(torch_compat.compile_started_ns())
     try:
         if settings.mode == "max":
             from .candidates import fastest

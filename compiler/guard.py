@@ -92,8 +92,9 @@ def _is_view(target: Any) -> bool:
 
 @dataclass(frozen=True)
 class GraphCall:
-    """One run of one compiled graph: its report entry, its inputs and its outputs, in the graph's own order."""
+    """One run of one compiled graph: the ATen graph, its report entry, inputs and outputs in the graph's own order."""
 
+    gm: fx.GraphModule
     entry: GraphReport | None
     inputs: list[Any]
     outputs: list[Any]
@@ -141,7 +142,7 @@ class GuardedGraph:
             return self._run(args)
         given = list(args)
         out = self._run(args)
-        _recorder(GraphCall(self._entry, given, list(out)))
+        _recorder(GraphCall(self._gm, self._entry, given, list(out)))
         return out
 
     def _run(self, args: list[Any]) -> Any:

@@ -175,7 +175,8 @@ def is_mutation(node: fx.Node) -> bool:
         return False
     if getattr(node.target, "__module__", "") == "_operator":
         return name == "setitem" or name in _INPLACE_OPERATORS
-    return "out" in node.kwargs or node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__"))
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or "out" in node.kwargs or node.kwargs.get("inplace") is True
 
 
 _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul",

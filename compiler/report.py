@@ -132,6 +132,7 @@ class Report:
         self.kernels: list[KernelReport] = []
         self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.notes: list[Note] = []
+        self._started: dict[int, float] = {}
         self._lock = threading.RLock()
 
     # -- adding -------------------------------------------------------------------------------
@@ -181,6 +182,15 @@ class Report:
     def add_seconds(self, phase: str, seconds: float) -> None:
         with self._lock:
             self.phases[phase] = self.phases.get(phase, 0.0) + seconds
+
+    def add_dynamo(self, started_ns: int | None) -> None:
+        """Count the time since Dynamo's compilation began (`time.time_ns()`), less what other phases took in it."""
+        if started_ns is None:
+            return
+        with self._lock:
+            spent = sum(self.phases.values())
+            first = self._started.setdefault(started_ns, spent)  # a restarted analysis arrives here again
+            self.add_seconds("dynamo", max(0.0, (time.time_ns() - started_ns) / 1e9 - (spent - first)))
 
     def add_kernel(self, kernel: KernelReport) -> None:
         """Add an emitted kernel once per (name, language)."""

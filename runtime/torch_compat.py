@@ -8,8 +8,10 @@ functions, so that a name which moves breaks its one caller and not `import mesh
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -134,18 +136,57 @@ def control_flow_exceptions() -> tuple[type[BaseException], ...]:
     return tuple(getattr(exc, n) for n in names if hasattr(exc, n))
 
 
-def seconds_of_this_compile() -> float | None:
-    """Seconds since Dynamo began the compilation this thread is in, None outside of one.
+def compile_started_ns() -> int | None:
+    """When Dynamo began the compilation this thread is in (`time.time_ns()`), None outside of one.
 
     Wraps `torch._dynamo.utils.get_metrics_context`, the only place where the start is kept.
     """
-    import time
-
     from torch._dynamo.utils import get_metrics_context
 
     context = get_metrics_context()
     start = getattr(context, "_start_time_ns", 0)
-    return (time.time_ns() - start) / 1e9 if start and getattr(context, "_level", 0) else None
+    return int(start) if start and getattr(context, "_level", 0) else None
+
+
+_specializing = threading.local()
+
+
+@contextlib.contextmanager
+def specializing_floats() -> Iterator[None]:
+    """Within the body, compilations on this thread treat Python floats of the model (dropout rates, epsilons) as
+    constants. With `dynamic=True` Dynamo first makes them symbols, finds in AOTAutograd that they are none, and traces
+    everything again.
+
+    Wraps `torch._dynamo.config.specialize_float`, set in compile callbacks: setting it around every call would cost
+    more than a small model takes.
+    """
+    from torch._dynamo.callback import callback_handler
+
+    if _start_specializing not in callback_handler.start_callbacks:  # torch.compiler.reset() forgets them
+        callback_handler.register_start_callback(_start_specializing)
+        callback_handler.register_end_callback(_end_specializing)
+    before = getattr(_specializing, "wanted", False)
+    _specializing.wanted = True
+    try:
+        yield
+    finally:
+        _specializing.wanted = before
+
+
+def _start_specializing(_: Any) -> None:
+    if getattr(_specializing, "wanted", False):
+        from torch._dynamo import config
+
+        _specializing.saved = config.specialize_float
+        config.specialize_float = True
+
+
+def _end_specializing(_: Any) -> None:
+    if hasattr(_specializing, "saved"):
+        from torch._dynamo import config
+
+        config.specialize_float = _specializing.saved
+        del _specializing.saved
 
 
 def is_tracing() -> bool:
