@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from ..runtime.program import Alloc, Call, Gemm, Json, Launch, Program, Release, Step, SymbolInput, TensorSpec, View
 from .cpp import prelude, print_kernel_cpp, work_items, work_per_item
+from .cpp_expr import MEMORY_TYPE
 from .expr import Expr
 from .ir import Kernel
 from .ir_text import parse_kernel
 from .program_cpp_calls import print_call
 from .program_cpp_gemm import PackedWeight, print_gemm
-from .program_cpp_tensors import Tensors, c_expr, c_name
+from .program_cpp_tensors import Tensors, c_expr, c_name, ints
 from .program_memory import plan_arena, size_expr
 from .schema import Unsupported
 from .templates.host_runtime import DECLARATIONS
@@ -45,7 +46,7 @@ class Printer:
 
     def text(self) -> str:
         body = self._body()
-        kernels = [print_kernel_cpp(k.renamed(name)) for name, k in self.kernels.items()]
+        kernels = [print_kernel_cpp(k.renamed(name)) + print_rows(k, name) for name, k in self.kernels.items()]
         head = f"// {self.program.name}: printed by Meshwright from its program; steps stand in program order.\n"
         return "\n".join([head, prelude(), DECLARATIONS, *kernels, body])
 
@@ -60,7 +61,7 @@ class Printer:
         self._outputs()
         indented = "\n".join("    " + line for line in self.lines)
         name = entry_name(self.program)
-        return (f'extern "C" __attribute__((visibility("default"))) int {name}(Frame* frame) {{\n'
+        return (f'extern "C" __attribute__((visibility("default"))) MW_COLD int {name}(Frame* frame) {{\n'
                 "  void** const in = frame->inputs;\n"
                 "  const int threads = frame->threads;\n"
                 "  const NoGrad no_grad;\n"
@@ -116,10 +117,18 @@ class Printer:
         kernel = self.kernels[step.kernel]
         values: dict[str, Expr | int] = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
         rows, work = work_items(kernel).subs(values), (work_items(kernel) * work_per_item(kernel)).subs(values)
-        arguments = [self.tensors.address(n) for n in (*step.inputs, *step.outputs)]
-        arguments += [f"int64_t({c_expr(s)})" for s in step.sizes]
-        self.lines.append(f"parallel(threads, {c_expr(rows)}, {c_expr(work)}, [&](int64_t begin, int64_t end) {{ "
-                          f"{c_name(step.kernel)}({', '.join([*arguments, 'begin', 'end'])}); }});")
+        addresses = ", ".join(self.tensors.address(n) for n in (*step.inputs, *step.outputs))
+        self.lines.append(f"launch({c_name(step.kernel)}_rows, threads, {c_expr(rows)}, {c_expr(work)}, {{{addresses}}}, "
+                          f"{ints(step.sizes)});")
+
+
+def print_rows(kernel: Kernel, name: str) -> str:
+    """`NAME_rows(tensors, sizes, begin, end)`: the kernel behind one signature, so that `launch` is one function."""
+    buffers = [*kernel.inputs, *kernel.outputs]
+    arguments = [f"({MEMORY_TYPE[b.dtype]}*)tensors[{i}]" for i, b in enumerate(buffers)]
+    arguments += [f"sizes[{i}]" for i in range(len(kernel.sizes))]
+    return (f"static void {c_name(name)}_rows(void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end) {{\n"
+            f"  {c_name(name)}({', '.join([*arguments, 'begin', 'end'])});\n}}\n")
 
 
 def entry_name(program: Program) -> str:

@@ -90,6 +90,23 @@ extern "C" MW_EXPORT int64_t mw_arena_release() {
 }
 """
 
+_LAUNCH = r"""
+// Rows [0, rows) of a kernel: split over the threads in whole blocks, or run here when `work` is small.
+extern "C" MW_EXPORT void mw_launch(void (*run)(void* const*, const int64_t*, int64_t, int64_t), int threads,
+                                    int64_t rows, int64_t work, void* const* tensors, const int64_t* sizes) {
+  if (rows <= 0) return;
+  if (threads <= 1 || rows == 1 || work < 16384) return run(tensors, sizes, 0, rows);
+#pragma omp parallel num_threads(threads)
+  {
+    int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
+    int64_t unit = rows >= 64 * 1024 ? 64 : 1;  // whole cache lines where a row is one element
+    int64_t units = (rows + unit - 1) / unit;
+    int64_t begin = units * part / parts * unit, end = std::min(rows, units * (part + 1) / parts * unit);
+    if (begin < end) run(tensors, sizes, begin, end);
+  }
+}
+"""
+
 _CROSSING = r"""
 // ---- crossing from Python: capsules in, capsules out; the interpreter's C API is declared, not included ----
 extern "C" {
@@ -145,7 +162,7 @@ extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const in
 }
 """
 
-SOURCE = _HEAD + cpu_gemm.SOURCE + _ARENA + _CROSSING
+SOURCE = _HEAD + cpu_gemm.SOURCE + _ARENA + _LAUNCH + _CROSSING
 
 DECLARATIONS = r"""
 #include <cstdint>
@@ -187,7 +204,16 @@ void mw_gemm_packed(int, int64_t, int64_t, int64_t, const float*, int64_t, int64
                     float*, int64_t);
 void mw_gemm(int, int64_t, int64_t, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, const float*, int64_t,
              int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t, int64_t);
+void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, int64_t, int64_t, void* const*,
+               const int64_t*);
 }
+
+// The entry runs once per call: compiling it without optimisation saves most of the compile time.
+#if defined(__GNUC__) && !defined(__clang__)
+#define MW_COLD __attribute__((optimize("O0")))
+#else
+#define MW_COLD
+#endif
 
 namespace {
 typedef uint64_t Value;  // one stack slot of a dispatcher call
@@ -306,17 +332,10 @@ void dispatch(const char* op, const char* overload, Value* stack) {
   check(aoti_torch_call_dispatcher(op, overload, stack), op);
 }
 
-// Rows [begin, end) of a kernel over all threads, or here when there is little to do.
-template <class F>
-void parallel(int threads, int64_t rows, int64_t work, F run) {
-  if (rows <= 0) return;
-  if (threads <= 1 || rows == 1 || work < 16384) return run((int64_t)0, rows);
-#pragma omp parallel num_threads(threads)
-  {
-    int64_t part = mw_thread(), parts = mw_team();
-    int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
-    if (begin < end) run(begin, end);
-  }
+// Rows of a kernel over all threads, or here when there is little to do.
+typedef void (*Rows)(void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end);
+void launch(Rows rows_of, int threads, int64_t rows, int64_t work, std::initializer_list<Ptr> tensors, Ints sizes) {
+  mw_launch(rows_of, threads, rows, work, (void* const*)tensors.begin(), sizes.begin());
 }
 int64_t floordiv(int64_t a, int64_t b) { int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 int64_t mod(int64_t a, int64_t b) { int64_t r = a % b; return r + (r != 0 && (r < 0) != (b < 0) ? b : 0); }
