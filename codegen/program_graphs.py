@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,19 @@ import torch
 from ..runtime.cuda_graphs import GraphApi, GraphedProgram
 from ..runtime.program import Call, Gemm, Launch, Program, TensorSpec, tensors_in
 from .program_memory import roots
-from .program_python import load_program_python
+from .program_python import KernelCall, load_program_python
 from .schema import bind
 
 _UNSUITABLE_TAGS = ("nondeterministic_seeded", "data_dependent_output", "dynamic_output_shape")
 
 
-def load_program_cuda(program: Program, api: GraphApi | None = None) -> Callable[[Sequence[Any]], list[Any]]:
-    """`call(inputs) -> outputs` on the GPU of the inputs, through CUDA graphs where `why_no_graph` has no objection."""
-    call = load_program_python(program)
+def load_program_cuda(program: Program, kernels: Mapping[str, KernelCall] | None = None,
+                      api: GraphApi | None = None) -> Callable[[Sequence[Any]], list[Any]]:
+    """`call(inputs) -> outputs` on the GPU of the inputs, through CUDA graphs where `why_no_graph` has no objection.
+
+    `kernels`: the program's Triton kernels where they were made already.
+    """
+    call = load_program_python(program, kernels)
     if why_no_graph(program) is not None:
         return call
     static = [isinstance(i, TensorSpec) and i.static for i in program.inputs]
@@ -26,14 +30,15 @@ def load_program_cuda(program: Program, api: GraphApi | None = None) -> Callable
 
 
 def why_no_graph(program: Program) -> str | None:
-    """Why `program` must not be captured, or None when it may be."""
+    """Why `program` must not be captured, or None when it may be.
+
+    Symbolic sizes are no objection: each set of actual sizes gets a graph of its own once it has been seen twice.
+    """
     if program.device != "cuda":
         return f"it runs on {program.device}"
     if not program.inference:
         return "it is part of training"
-    if program.symbols:
-        return "its shapes are dynamic"
-    if any(not isinstance(i, TensorSpec) or not i.device.startswith("cuda") for i in program.inputs):
+    if any(isinstance(i, TensorSpec) and not i.device.startswith("cuda") for i in program.inputs):
         return "an input is not on the GPU"
     inputs, root = {i.name for i in program.inputs}, roots(program)
     for step in program.steps:

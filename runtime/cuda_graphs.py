@@ -4,7 +4,7 @@ A graph fixes addresses. So a call's inputs are copied into buffers that the gra
 are (their addresses are checked on every call; a replaced Parameter means a new graph), and results are copied out of
 the graph's own memory, because the next replay overwrites it. The first call of each input signature runs directly: it
 compiles kernels and fills library handles, which must not happen during a capture. `codegen.program_graphs` decides
-which programs may be captured at all: static shapes, inference, nothing random, no input written to.
+which programs may be captured at all: inference, nothing random, no input written to.
 """
 
 from __future__ import annotations

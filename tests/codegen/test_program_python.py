@@ -125,9 +125,13 @@ def test_sizes_from_a_file_never_become_code() -> None:
         print_program_python(dataclasses.replace(mlp(), steps=(Alloc(spec("t", "__import__('os')", 1)),)))
 
 
-def test_static_inference_programs_go_through_graphs() -> None:
-    assert why_no_graph(mlp()) is None
-    assert isinstance(load_program_cuda(mlp()), GraphedProgram)
+@pytest.mark.parametrize("rows", [4, "s0"])
+def test_inference_programs_go_through_graphs(rows: int | str) -> None:
+    assert why_no_graph(mlp(rows)) is None
+    call = load_program_cuda(mlp(rows))
+    assert isinstance(call, GraphedProgram)
+    x, w, b = torch.randn(4, 3), torch.randn(3, 8), torch.randn(8)
+    torch.testing.assert_close(call([x, w, b])[0], expected(x, w, b))
 
 
 def calling(op: str, *args: Any) -> Program:
@@ -139,7 +143,6 @@ CPU_INPUT = (TensorSpec("x", "float32", (4, 3), (3, 1), "cpu"), *mlp().inputs[1:
 
 
 @pytest.mark.parametrize(("program", "reason"), [
-    (mlp("s0"), "dynamic"),
     (dataclasses.replace(mlp(), inference=False), "training"),
     (dataclasses.replace(mlp(), steps=(Launch("gelu_0", ("x",), ("x",), (4,)),)), "writes to an input"),
     (calling("aten.copy_.default", X, B), "writes to an input"),
