@@ -27,7 +27,7 @@ from meshwright.runtime import torch_compat
 @dataclass
 class Collected:
     """One kernel of a model: its name there, in how many places it is launched, in which kinds of graph, what the
-    interpreter said ("" while it has not run, "agrees", or the difference)."""
+    judge said ("" while it has not run, "agrees", or the difference; "seen" when it compares nothing)."""
 
     kernel: Kernel
     hints: dict[str, int]
@@ -36,11 +36,19 @@ class Collected:
     interpreted: str = ""
 
 
-class Collector:
-    """Collects the kernels of whatever is compiled with its `backend`. `interpret`: run each once against eager."""
+Judge = Callable[[Mapping[str, Any], Mapping[str, str], Mapping[str, int]], Any]
 
-    def __init__(self, interpret: bool = True) -> None:
-        self.interpret = interpret
+
+def compare_with_eager(kernels: Mapping[str, Any], names: Mapping[str, str], symbols: Mapping[str, int]) -> Acceptance:
+    return Acceptance(kernels, names, symbols, measure=False)
+
+
+class Collector:
+    """Collects the kernels of whatever is compiled with its `backend`. `judge`: what looks at each one once, with the
+    values of its inputs at hand; None: they are only collected."""
+
+    def __init__(self, judge: Judge | None = compare_with_eager) -> None:
+        self.judge = judge
         self.kernels: dict[str, Collected] = {}
 
     def backend(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -82,19 +90,23 @@ class Collector:
         for g in groups:
             sizes = [e.evaluate(symbols) for e in g.built.sizes]
             self.kernels[g.built.key].hints.update(zip(g.built.kernel.sizes, sizes, strict=True))
-        new = [g for g in groups if self.interpret and not self.kernels[g.built.key].interpreted]
+        if self.judge is None:
+            return RecordedRun(gm, [], compare_with_eager({}, names, symbols)).run(*inputs)
+        new = [g for g in groups if not self.kernels[g.built.key].interpreted]
         callables = triton_kernels({names[g.built.key]: g.built.kernel for g in new})
-        judge = Acceptance(callables, names, symbols, measure=False)
+        judge = self.judge(callables, names, symbols)
         outputs = RecordedRun(gm, new, judge).run(*inputs)
-        for key, verdict in judge.verdicts.items():
-            self.kernels[key].interpreted = "agrees" if verdict.ok else verdict.reason or "differs"
+        for g in new:
+            verdict = judge.verdicts.get(g.built.key)
+            words = "seen" if verdict is None else "agrees" if verdict.ok else verdict.reason or "differs"
+            self.kernels[g.built.key].interpreted = words
         return outputs
 
 
 def collect_kernels(model: nn.Module, example_inputs: Mapping[str, torch.Tensor], *, backward: bool = False,
-                    interpret: bool = True, dynamic: bool = False) -> list[Collected]:
+                    judge: Judge | None = compare_with_eager, dynamic: bool = False) -> list[Collected]:
     """The kernels of one forward (and backward, of the mean square of every floating output) of `model`."""
-    collector = Collector(interpret)
+    collector = Collector(judge)
     torch.compiler.reset()
     compiled = torch.compile(model, backend=collector.backend, dynamic=dynamic)
     if not backward:

@@ -24,7 +24,7 @@ if str(ROOT) not in sys.path:
 
 import torch  # noqa: E402
 
-from benchmarks._collect import Collected, collect_kernels  # noqa: E402
+from benchmarks._collect import Collected, collect_kernels, compare_with_eager  # noqa: E402
 from benchmarks._harness import print_table, write_result  # noqa: E402
 from benchmarks._models import MODELS, load  # noqa: E402
 from meshwright.codegen.aot import TARGETS, AotReport, compile_ahead  # noqa: E402
@@ -50,11 +50,12 @@ def _arguments() -> argparse.Namespace:
 
 def collect(name: str, dtype: torch.dtype, interpret: bool) -> list[Collected]:
     """Kernels of the model's inference graph and of one training step."""
+    judge = compare_with_eager if interpret else None
     found: dict[str, Collected] = {}
     for backward in (False, True):
         model, inputs = load(name)
         model, inputs = model.to(dtype), {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-        for one in collect_kernels(model.train(backward), inputs, backward=backward, interpret=interpret):
+        for one in collect_kernels(model.train(backward), inputs, backward=backward, judge=judge):
             known = found.setdefault(str(one.kernel.renamed("kernel")), one)
             if known is not one:
                 known.launches += one.launches
