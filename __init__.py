@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {  # public name -> the module that defines it
     "compile": ".compiler.api",
     "load": ".compiler.api",
+    "refresh": ".compiler.api",
     "MeshwrightError": ".runtime.errors",
     "MeshwrightWarning": ".runtime.errors",
 }
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from . import passes as passes
     from .compiler.api import compile as compile
     from .compiler.api import load as load
+    from .compiler.api import refresh as refresh
     from .runtime.errors import MeshwrightError as MeshwrightError
     from .runtime.errors import MeshwrightWarning as MeshwrightWarning
 
-__all__ = ["MeshwrightError", "MeshwrightWarning", "__version__", "compile", "load", "passes"]
+__all__ = ["MeshwrightError", "MeshwrightWarning", "__version__", "compile", "load", "passes", "refresh"]
 
 
 def __getattr__(name: str) -> Any:

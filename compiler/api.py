@@ -24,6 +24,7 @@ from .report import Report
 from .settings import CompileSettings, PassSpec, resolve
 
 M = TypeVar("M", bound=nn.Module)
+SETTLING_CALLS = 3  # after these, candidates.Contest knows the faster of Inductor and us
 RECOMPILE_LIMIT = 64  # batch and sequence of 0, 1 and more, times train/eval, times cache/no cache, …
 
 
@@ -150,7 +151,8 @@ def _compile_now(compiled: nn.Module, source: nn.Module, example: Example, setti
     assert state is not None
     with preserved(source), preserved(compiled), torch.set_grad_enabled(training):
         try:
-            state.call(compiled, *cloned(example.args), **cloned(example.kwargs))
+            for _ in range(SETTLING_CALLS if settings.mode == "max" else 1):
+                state.call(compiled, *cloned(example.args), **cloned(example.kwargs))
         except Exception as error:
             _blame_example(source, example, error)
             raise
@@ -179,3 +181,13 @@ def load(directory: str | Path) -> nn.Module:
     from .artifact_load import load_artifact
 
     return load_artifact(directory)
+
+
+def refresh(model: nn.Module) -> None:
+    """Say that weights of `model` were edited through `.data`: packed copies of them are made anew at the next call.
+
+    Every other change (in place, by an optimizer, by `load_state_dict`) is noticed without this.
+    """
+    from ..runtime import packing
+
+    packing.refresh([*model.parameters(), *model.buffers()])

@@ -90,8 +90,7 @@ class GraphPass:
 
     def run(self) -> fx.GraphModule:
         """A changed copy of the graph, or the graph itself."""
-        work = fx.GraphModule(self.gm, _copied(self.gm))
-        work.meta.update(self.gm.meta)
+        work = copied_graph(self.gm)
         kept = [c for c in find(self.each, work, self.context, self.settings, self.report) if self._allowed(c)]
         verdicts = self._judge(work, kept)
         done = 0
@@ -147,6 +146,13 @@ class GraphPass:
                 work.graph = before  # any later candidate finds its nodes gone, and says so
         record_row(self.report, self.each.name, candidate, verdict)
         return 0 if verdict.reason else 1
+
+
+def copied_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """A graph module of its own that shares `gm`'s submodules and metadata values."""
+    out = fx.GraphModule(gm, _copied(gm))
+    out.meta.update(gm.meta)
+    return out
 
 
 def _copied(gm: fx.GraphModule) -> fx.Graph:

@@ -246,3 +246,11 @@ def tree_rebuilder(tree: Any) -> Callable[[list[Any]], Any]:
 
     spec = _pytree.tree_structure(tree)
     return lambda leaves: _pytree.tree_unflatten(leaves, spec)
+
+
+def compile_with_inductor(gm: Any, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Inductor's version of a Dynamo graph. Wraps `torch._inductor.compile_fx`: within a backend there is no public way
+    to hand a Dynamo graph with symbolic sizes to another backend."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(gm, list(example_inputs))  # type: ignore[no-any-return]
