@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 
 from .cpp_expr import MEMORY_TYPE, VALUE_TYPE, c_cast, c_index, c_literal, c_name, c_op
 from .cpp_plan import LoopPlan, Pass, element_level, lane_count, lane_text, plan_passes
-from .cpp_reduce import Accumulator, accumulator
+from .cpp_reduce import SHORT_COLUMN, SHORT_ROW, Accumulator, accumulator
 from .cpp_rowbuf import RowBuffer, choose_row_buffers
 from .expr import Expr, product, var
 from .ir import Axis, Const, Definition, Index, Kernel, Load, Op, Stmt, Store, phases, stmt_axes, uses
-
-ROW_BLOCK = 4096  # f32 terms summed in f32 lanes before they are added to a double
 
 
 @dataclass
@@ -185,13 +183,14 @@ class Body:
                     "" if scalar else f"#pragma omp simd{clauses}")
 
     def _sweep_loops(self, accumulators: list[Accumulator]) -> list[Loop]:
-        """Reduce loops and the vector loop, with partial sums flushed around the vector loop."""
+        """Reduce loops and the vector loop, with partial sums flushed around the innermost reduce loop."""
         loops = [self._plain_loop(a) for a in self.plan.reduce if a is not self.plan.vector]
         if self.plan.vector is not None:
             loops.append(self._vector_loop(accumulators))
         partial = [acc for acc in accumulators if acc.has_partial]
         if partial:
-            loops[-1:] = self._blocked(loops[-1], self.plan.reduce[-1], partial)
+            at = max(i for i, loop in enumerate(loops) if loop.axis == self.plan.reduce[-1].name)
+            loops[at : at + 1] = self._blocked(loops[at], self.plan.reduce[-1], partial)
         return loops
 
     def _plain_loop(self, axis: Axis) -> Loop:
@@ -199,13 +198,14 @@ class Body:
         return Loop(f"for (int64_t {name} = 0; {name} < {c_index(axis.size)}; ++{name})", axis.name)
 
     def _blocked(self, loop: Loop, axis: Axis, partial: list[Accumulator]) -> list[Loop]:
+        step = SHORT_ROW if self.plan.rows else SHORT_COLUMN
         loop.before += [line for acc in partial for line in acc.open_block()]
         loop.after += [line for acc in partial for line in acc.close_block()]
         size, name = c_index(axis.size), c_name(axis.name)
-        if axis.size.is_const and axis.size.value <= ROW_BLOCK:
+        if axis.size.is_const and axis.size.value <= step:
             return [loop]
-        block = Loop(f"for (int64_t {name}_lo = 0; {name}_lo < {size}; {name}_lo += {ROW_BLOCK})", None)
-        loop.before.insert(0, f"const int64_t {name}_hi = mw_min({name}_lo + {ROW_BLOCK}, int64_t({size}));")
+        block = Loop(f"for (int64_t {name}_lo = 0; {name}_lo < {size}; {name}_lo += {step})", None)
+        loop.before.insert(0, f"const int64_t {name}_hi = mw_min({name}_lo + {step}, int64_t({size}));")
         loop.header = f"for (int64_t {name} = {name}_lo; {name} < {name}_hi; ++{name})"
         return [block, loop]
 

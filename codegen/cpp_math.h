@@ -145,11 +145,13 @@ MW_INLINE float mw_exp_core(float r) {
   return mw_fma(p * r, r, r);
 }
 MW_INLINE float mw_exp(float x) {
-  x = x < -104.f ? -104.f : x;
-  x = x > 89.f ? 89.f : x;
+  // Below -104 the result is 0; to compute it would underflow, at a hundred cycles a time (masked softmax: exp(-inf)).
+  const bool vanishes = x < -104.f;
+  const float below = x > 89.f ? 89.f : x, clamped = vanishes ? 0.f : below;
   uint32_t bits;
-  const float e = mw_exp_core(mw_exp_reduce(x, &bits)) + 1.f;
-  return e * mw_low_power(bits) * mw_high_power(bits);
+  const float e = mw_exp_core(mw_exp_reduce(clamped, &bits)) + 1.f;
+  const float y = e * mw_low_power(bits) * mw_high_power(bits);
+  return vanishes ? 0.f : y;
 }
 // Like mw_exp_reduce for x in [-60, 0], where one power is normal: `*power` is 2^n.
 MW_INLINE float mw_exp_reduce_small(float x, float* power) {

@@ -14,7 +14,8 @@ from .cpp_plan import LoopPlan, lane_count, lane_text
 from .expr import Expr
 from .ir import Reduce
 
-SHORT_ROW = 4096  # f32 sums up to this length need no second level
+SHORT_ROW = 4096  # f32 sums up to this length over a row's lanes need no second level
+SHORT_COLUMN = 64  # the same for a column, whose terms one lane adds up
 _SYMBOL = {"sum": "+", "prod": "*", "any": "|", "all": "&", "max": "max", "min": "min"}
 _LOWEST = {"f32": "-INFINITY", "f64": "-double(INFINITY)", "i32": "INT32_MIN", "i64": "INT64_MIN"}
 _HIGHEST = {"f32": "INFINITY", "f64": "double(INFINITY)", "i32": "INT32_MAX", "i64": "INT64_MAX"}
@@ -85,10 +86,12 @@ class Accumulator:
         return lines
 
     def open_block(self) -> list[str]:
-        return [f"float {self.name}_part = 0;"]
+        return self._new("float", "_part", "0")
 
     def close_block(self) -> list[str]:
-        return [f"{self.name}_acc += {self.name}_part;"]
+        if self.plan.rows:
+            return [f"{self.name}_acc += {self.name}_part;"]
+        return [f"for (int64_t i = 0; i < {lane_count(self.plan)}; ++i) {self.name}_acc[i] += {self.name}_part[i];"]
 
     def clause(self) -> str:
         """The `omp simd` clause that combines vector lanes (rows only)."""
@@ -131,13 +134,15 @@ class Accumulator:
 def accumulator(reduce: Reduce, source: str, total: Expr, plan: LoopPlan, last: bool) -> Accumulator:
     """How to accumulate `reduce` over `total` elements of dtype `source`; `last`: no later sweep over the row.
 
-    A sum that is the kernel's result streams from memory, where adding doubles is free; a sum that a later sweep
-    over the same row consumes (a mean, softmax's denominator) is computed on data in L1, and f32 blocks do.
+    A sum over a row that is the kernel's result streams from memory, where adding doubles is free; a sum that a
+    later sweep over the same row consumes (a mean, softmax's denominator) reads from L1, and f32 blocks do.
     """
     partial = ""
     if reduce.op == "prod" and source == "f32":
         partial = "double"
     if reduce.op == "sum" and source == "f32":
-        short = total.is_const and total.value <= SHORT_ROW
-        partial = "double" if last or not plan.rows else "" if short else "block"
+        short = total.is_const and total.value <= (SHORT_ROW if plan.rows else SHORT_COLUMN)
+        inner = plan.reduce[-1].size
+        tiny = not plan.rows and inner.is_const and inner.value < SHORT_COLUMN // 4
+        partial = "double" if (last and plan.rows) or (tiny and not short) else "" if short else "block"
     return Accumulator(reduce, source, partial, plan)
