@@ -33,9 +33,11 @@ TRANSCENDENTAL = frozenset((
 ))
 DIVISION = frozenset(("div", "sqrt", "rsqrt", "reciprocal", "fmod", "remainder", "mod", "floordiv", "truncdiv",
                       "floor_divide"))
-SCALAR = frozenset(("var", "var_mean", "std", "std_mean", "argmax", "argmin", "cumsum", "cumprod", "cummax", "cummin",
+SERIAL = frozenset(("var", "var_mean", "std", "std_mean", "argmax", "argmin", "cumsum", "cumprod", "cummax", "cummin",
                     "native_layer_norm", "native_group_norm", "native_batch_norm", "sort", "topk", "max.dim",
                     "min.dim"))
+SINGLE = frozenset(("where", "eq", "ne", "lt", "le", "gt", "ge", "bitwise_and", "bitwise_or", "bitwise_xor",
+                    "bitwise_not", "logical_and", "logical_or", "logical_not", "isnan", "isinf", "masked_fill"))
 REDUCTIONS = frozenset(("sum", "mean", "amax", "amin", "prod", "any", "all", "var", "var_mean", "std", "std_mean",
                         "argmax", "argmin", "logsumexp", "max.dim", "min.dim", "_softmax", "_log_softmax",
                         "native_layer_norm"))
@@ -43,6 +45,12 @@ GEMMS = frozenset(("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "do
 COPIES = frozenset(("clone", "_to_copy", "copy", "copy_", "contiguous", "cat", "stack", "constant_pad_nd", "repeat",
                     "slice_scatter", "select_scatter", "fill", "full", "full_like", "zeros", "zeros_like", "ones",
                     "ones_like", "empty", "empty_like", "arange", "scalar_tensor", "new_zeros", "new_full"))
+DISPATCHES = {  # operators that call others
+    "slice_scatter": 3, "select_scatter": 3, "_to_copy": 2, "clone": 2, "arange": 3, "full": 2, "cat": 2, "mean": 2,
+    "embedding": 2, "index": 3, "index_put": 3, "full_like": 2, "zeros_like": 2, "var_mean": 2, "constant_pad_nd": 3,
+}
+RUN_START = 12  # an inner loop of ATen's TensorIterator costs about as much to start as a dozen single steps
+SWEEP_START, FOLD = 24, 8  # the same for one sweep over a row of an emitted kernel, and for folding its vector lanes
 GATHERS = frozenset(("gather", "embedding", "index", "index_select", "take", "index_put", "scatter", "scatter_add",
                      "embedding_dense_backward", "index_add", "_unsafe_index", "_unsafe_index_put"))
 
@@ -63,8 +71,8 @@ def op_record(node: fx.Node, symbol_values: SymbolValues | None = None) -> OpRec
     elements = max(_points(t, values) for t in ([*ins, *outs] if kind == "reduction" else outs))
     read = _bytes_read(kind, ins, written, values)
     product = kind in ("gemm", "conv", "attention")
-    work = ElementOps() if product else _element_ops(node, name, overload, ins, outs, elements)
-    return OpRecord(name, kind, dtype, _flops(node, values), read, written, elements, work)
+    work = ElementOps() if product else _element_ops(node, name, overload, ins, outs, elements, values)
+    return OpRecord(name, kind, dtype, _flops(node, values), read, written, elements, work, DISPATCHES.get(name, 1))
 
 
 def group_records(group: Group, symbol_values: SymbolValues | None = None) -> list[OpRecord]:
@@ -73,8 +81,8 @@ def group_records(group: Group, symbol_values: SymbolValues | None = None) -> li
 
 
 def region_nodes(group: Group) -> list[fx.Node]:
-    """What must run in eager mode to compute what one kernel does, in graph order: the group's own nodes, its views, and
-    the operators with several results (`var_mean`) whose results the group names by `getitem`."""
+    """What must run in eager mode to compute what one kernel does, in graph order: the group's own nodes, its views,
+    and the operators with several results (`var_mean`) whose results the group names by `getitem`."""
     nodes = [*group.nodes, *group.views]
     parents = {n.args[0] for n in group.nodes if n.target is operator.getitem}
     wanted = {*nodes, *(p for p in parents if isinstance(p, fx.Node))}
@@ -92,7 +100,7 @@ def kernel_record(built: BuiltKernel, symbol_values: SymbolValues | None = None)
                 for b, n in zip(kernel.inputs, built.inputs, strict=True)}
     written = sum(_bytes(n.meta["val"], symbol_values or {}) for n in built.outputs)
     return KernelRecord(
-        kernel.name, _kernel_bytes_read(kernel, sizes, capacity), written, points, _kernel_ops(plan, sizes, rows),
+        kernel.name, _kernel_bytes_read(kernel, sizes, capacity), written, points, _kernel_ops(plan, sizes),
         rows=rows, row_size=_product(sizes[a.name] for a in kernel.reduce),
         phases=len(plan_passes(kernel)[0]) if reduces else 1, column_reduction=reduces and not plan.rows)
 
@@ -128,24 +136,64 @@ def _kind(node: fx.Node, name: str, overload: str) -> OpKind:
 
 
 def _element_ops(node: fx.Node, name: str, overload: str, ins: list[torch.Tensor], outs: list[torch.Tensor],
-                 elements: int) -> ElementOps:
-    if name in SCALAR or overload in SCALAR:
-        return ElementOps(scalar=elements)
-    strided = elements if name in GATHERS or any(_turned(t, outs[0]) for t in ins) else 0
-    square = name == "pow" and len(node.args) > 1 and node.args[1] in (2, 3, 0.5, -1)  # ATen multiplies these out
-    if name in TRANSCENDENTAL and not square:
-        return ElementOps(transcendental=elements, strided=strided)
+                 elements: int, values: SymbolValues) -> ElementOps:
+    if name in SERIAL or overload in SERIAL:
+        return ElementOps(serial=elements)
+    if name == "where" and _unpredictable(node.args[0]):
+        return ElementOps(serial=elements)
+    extra = ElementOps(single=_single_steps(name, ins, outs[0], values))
+    multiplied = name == "pow" and len(node.args) > 1 and node.args[1] in (2, 3, 0.5, -1)  # ATen knows these powers
+    if name in TRANSCENDENTAL and not multiplied:
+        return extra + ElementOps(transcendental=elements)
     if name in DIVISION and outs[0].dtype.is_floating_point:
-        return ElementOps(division=elements, strided=strided)
-    return ElementOps(simple=elements, strided=strided)
+        return extra + ElementOps(division=elements)
+    return extra + ElementOps(simple=elements)
 
 
-def _turned(source: torch.Tensor, out: torch.Tensor) -> bool:
-    """True when walking `out` along its contiguous dimension leaps through `source` (same shape, other order)."""
-    if source.dim() != out.dim() or source.dim() < 2 or source.numel() != out.numel():
+def _unpredictable(mask: Any, depth: int = 4) -> bool:
+    """True when a mask comes from comparing floats (a ReLU's sign, say): ATen's select branches on every element and
+    the processor guesses half of them wrong. Masks of positions and lengths have long runs."""
+    if not isinstance(mask, fx.Node) or not depth:
         return False
-    inner = [d for d in range(out.dim()) if out.shape[d] != 1 and out.stride(d) == 1]
-    return bool(inner) and source.stride(inner[-1]) not in (0, 1)
+    name, _ = _names(mask)
+    if name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        return any(t.dtype.is_floating_point for a in mask.all_input_nodes[:1] for t in _tensors(a.meta.get("val")))
+    if mask.op == "placeholder":
+        return True
+    return any(_unpredictable(a, depth - 1) for a in mask.all_input_nodes)
+
+
+def _single_steps(name: str, ins: list[torch.Tensor], out: torch.Tensor, values: SymbolValues) -> int:
+    """Steps ATen takes one at a time: every element of masks, gathers and transposed operands; else the starts of its
+    inner loops, one per stretch that all operands walk contiguously, or one per result of a reduction."""
+    points = _points(out, values)
+    if name in ("embedding", "index_select"):  # whole rows at a time
+        return RUN_START * points // max(1, _value(out.shape[-1], values))
+    if name in SINGLE or name in GATHERS:
+        return points
+    if name in REDUCTIONS:
+        return points if points * 64 > sum(_points(t, values) for t in ins) else 0
+    run = min((_inner_run(t, out, values) for t in ins), default=points)
+    return points if run == 1 else RUN_START * (points // max(run, 1)) if run < points else 0
+
+
+def _inner_run(source: torch.Tensor, out: torch.Tensor, values: SymbolValues) -> int:
+    """How many neighbouring elements of `out` are neighbours in `source` too (or all the same element)."""
+    sizes = [_value(s, values) for s in out.shape]
+    steps = [_value(s, values) for s in out.stride()]
+    lead = out.dim() - source.dim()
+    if lead < 0:
+        return _product(sizes)
+    froms = [0] * lead + [0 if _value(n, values) == 1 else _value(s, values)
+                          for n, s in zip(source.shape, source.stride(), strict=True)]
+    dims = sorted((d for d in range(out.dim()) if sizes[d] != 1), key=lambda d: steps[d])
+    run = 1
+    constant = bool(dims) and froms[dims[0]] == 0
+    for d in dims:
+        if steps[d] != run or froms[d] != (0 if constant else run):
+            break
+        run *= sizes[d]
+    return run if dims else 1 << 62
 
 
 def _bytes_read(kind: OpKind, ins: list[torch.Tensor], written: int, values: SymbolValues) -> int:
@@ -221,37 +269,39 @@ def _kernel_bytes_read(kernel: Kernel, sizes: Mapping[str, int], capacity: Mappi
     return sum(min(n, capacity[b]) for b, n in touched.items())
 
 
-def _kernel_ops(plan: LoopPlan, sizes: Mapping[str, int], rows: int) -> ElementOps:
+def _kernel_ops(plan: LoopPlan, sizes: Mapping[str, int]) -> ElementOps:
     """Element operations of one launch: statements times the points of the loops they stand in."""
-    kernel, vector = plan.kernel, plan.vector
-    axes, reduce_names = stmt_axes(kernel), {a.name for a in kernel.reduce}
-    points = _product(sizes[a.name] for a in kernel.axes)
+    axes, reduce_names = stmt_axes(plan.kernel), {a.name for a in plan.kernel.reduce}
+    vector = plan.vector.name if plan.vector else None
     total = ElementOps()
-    for s in kernel.body:
+    for s in plan.kernel.body:
         if isinstance(s, (Op, Reduce, Load)):
             over = axes[s.src] if isinstance(s, Reduce) else axes[s.dst]
-            total += _statement_ops(s, vector.name if vector else None).times(points if over & reduce_names else rows)
-    return total
+            loops = [n for n in sizes if (n != vector or n in over) and (n not in reduce_names or over & reduce_names)]
+            total += _statement_ops(s, vector, axes).times(_product(sizes[n] for n in loops))
+    if not plan.rows:
+        return total
+    reduces = sum(isinstance(s, Reduce) for s in plan.kernel.body)
+    starts = SWEEP_START * len(plan_passes(plan.kernel)[0]) + FOLD * reduces
+    return total + ElementOps(single=starts).times(_product(sizes[a.name] for a in plan.kernel.parallel))
 
 
-def _statement_ops(s: Op | Reduce | Load, vector: str | None) -> ElementOps:
+def _statement_ops(s: Op | Reduce | Load, vector: str | None, axes: Mapping[str, frozenset[str]]) -> ElementOps:
     if isinstance(s, Load):
-        return ElementOps() if _in_lanes(s, vector) else ElementOps(strided=1)
+        return ElementOps() if _in_lanes(s, vector, axes) else ElementOps(single=1)
     if isinstance(s, Reduce):
-        return ElementOps(scalar=1) if s.op in ("argmax", "argmin") else ElementOps(simple=1)
+        return ElementOps(serial=1) if s.op in ("argmax", "argmin") else ElementOps(simple=4)  # a chain of additions
     if s.op in TRANSCENDENTAL:
         return ElementOps(transcendental=1)
     return ElementOps(division=1) if s.op in DIVISION else ElementOps(simple=1)
 
 
-def _in_lanes(s: Load, vector: str | None) -> bool:
+def _in_lanes(s: Load, vector: str | None, axes: Mapping[str, frozenset[str]]) -> bool:
     """True when neighbouring lanes of the vector axis read neighbouring elements, or all the same one."""
-    if vector is None:
-        return True
     names = s.index.symbols()
-    if any(n.startswith("%") for n in names):
+    if any(vector in axes[n] for n in names if n.startswith("%")):
         return False
-    if vector not in names:
+    if vector is None or vector not in names:
         return True
     try:
         return s.index.coefficient(vector) == 1

@@ -27,8 +27,8 @@ class ElementRates:
     simple_per_s: float
     division_per_s: float
     transcendental_per_s: float
-    strided_per_s: float
-    scalar_per_s: float
+    single_per_s: float
+    serial_per_s: float
 
 
 @dataclass(frozen=True)

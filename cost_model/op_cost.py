@@ -47,8 +47,8 @@ def element_time_s(ops: ElementOps, device: Device, threads: int) -> float:
     """Seconds of scalar operations spread evenly over `threads`."""
     rates = device.rates
     one = (ops.simple / rates.simple_per_s + ops.division / rates.division_per_s
-           + ops.transcendental / rates.transcendental_per_s + ops.strided / rates.strided_per_s
-           + ops.scalar / rates.scalar_per_s)
+           + ops.transcendental / rates.transcendental_per_s + ops.single / rates.single_per_s
+           + ops.serial / rates.serial_per_s)
     return one / threads
 
 

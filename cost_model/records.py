@@ -15,24 +15,25 @@ OpKind = Literal["pointwise", "reduction", "gemm", "conv", "attention", "view", 
 @dataclass(frozen=True)
 class ElementOps:
     """Counts of scalar operations by what they cost: `simple` (add, multiply, compare, select), `division` (divide,
-    square root), `transcendental` (exp, tanh, erf, …), `strided` (an access a vector unit can't take: transposed,
-    indirect), `scalar` (steps that wait for one another: running variance, arg-max, prefix sum)."""
+    square root), `transcendental` (exp, tanh, erf, …), `single` (done one element at a time: transposed and indirect
+    accesses; in ATen also comparisons and selects), `serial` (steps that wait for one another: running variance,
+    arg-max, prefix sum)."""
 
     simple: int = 0
     division: int = 0
     transcendental: int = 0
-    strided: int = 0
-    scalar: int = 0
+    single: int = 0
+    serial: int = 0
 
     def __add__(self, other: ElementOps) -> ElementOps:
         return ElementOps(self.simple + other.simple, self.division + other.division,
-                          self.transcendental + other.transcendental, self.strided + other.strided,
-                          self.scalar + other.scalar)
+                          self.transcendental + other.transcendental, self.single + other.single,
+                          self.serial + other.serial)
 
     def times(self, points: int) -> ElementOps:
         """These operations, `points` times each."""
         return ElementOps(self.simple * points, self.division * points, self.transcendental * points,
-                          self.strided * points, self.scalar * points)
+                          self.single * points, self.serial * points)
 
 
 @dataclass(frozen=True)
