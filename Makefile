@@ -39,6 +39,7 @@ compat: $(VENV)-compat/.compat
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/cpu_models.py
+	$(BIN)/python benchmarks/predicted_vs_measured.py
 	$(BIN)/python benchmarks/kernels_aot.py
 
 wheel: $(VENV)/.demo
