@@ -1,7 +1,7 @@
 """Build one kernel from a group of nodes, and bring it to canonical form.
 
-Canonical: axes merged wherever every index map allows it, named p0, p1, …, r0, …; buffers in0, …, out0, …; symbolic sizes
-s0, s1, … in order of appearance. Structurally equal groups (the layers of a model) therefore give equal text.
+Canonical: axes merged wherever every index map allows it, named p0, p1, …, r0, …; buffers in0, …, out0, …; symbolic
+sizes s0, s1, … in order of appearance. Structurally equal groups (the layers of a model) therefore give equal text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_SPLITS = 8
 
 @dataclass(frozen=True)
 class BuiltKernel:
-    """A kernel with its place in the graph: tensors read and written in buffer order, and what `kernel.sizes` are in the
-    graph's own symbols."""
+    """A kernel with its place in the graph: tensors read and written in buffer order, and what `kernel.sizes` are in
+    the graph's own symbols."""
 
     kernel: Kernel
     inputs: tuple[fx.Node, ...]
@@ -104,8 +104,7 @@ def _exprs(body: Iterable[Stmt]) -> list[Expr]:
 
 def _mergeable(outer: Axis, inner: Axis, exprs: Iterable[Expr]) -> bool:
     for e in exprs:
-        names = e.variables()
-        if (outer.name in e.symbols() and outer.name not in names) or (inner.name in e.symbols() and inner.name not in names):
+        if {outer.name, inner.name} & (e.symbols() - e.variables()):  # inside an atom
             return False
         try:
             if e.coefficient(outer.name) != e.coefficient(inner.name) * inner.size:

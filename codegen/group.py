@@ -221,7 +221,7 @@ class _Grouper:
         for lead in sorted(self.members):
             for n in self.built[lead].inputs:
                 readers.setdefault(n, []).append(lead)
-        for node, leads in readers.items():
+        for leads in readers.values():
             if len(leads) < 2 or len(leads) > 12:
                 continue
             nodes = [self.g.order[i] for i in leads]

@@ -8,7 +8,22 @@ from __future__ import annotations
 import re
 
 from .expr import parse_expr
-from .ir import Axis, Buffer, Const, Definition, Index, IRError, Kernel, Load, Op, Reduce, REDUCTIONS, Scalar, Stmt, Store
+from .ir import (
+    REDUCTIONS,
+    Axis,
+    Buffer,
+    Const,
+    Definition,
+    Index,
+    IRError,
+    Kernel,
+    Load,
+    Op,
+    Reduce,
+    Scalar,
+    Stmt,
+    Store,
+)
 
 
 def _scalar(value: Scalar) -> str:

@@ -1,4 +1,5 @@
-"""Build equal groups once: the layers of a model repeat the same few regions, and building a kernel costs milliseconds."""
+"""Build equal groups once: the layers of a model repeat the same few regions, and building a kernel costs
+milliseconds."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class StructuralCache:
             if node in number:
                 return number[node]
             if node in inside or kind_of(node) in ("view", "generator", "multi"):
-                part: Any = (str(node.target), encode(node.args), encode(node.kwargs), node in inside, self._value(node))
+                arguments = (encode(node.args), encode(node.kwargs))
+                part: Any = (str(node.target), arguments, node in inside, self._value(node))
             else:
                 outside.append(node)
                 part = ("outside", self._value(node))

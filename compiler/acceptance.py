@@ -1,8 +1,8 @@
 """Acceptance of fused regions: compare each with what it replaces, and time both, on real data.
 
-It happens inside the first real call of a graph. The ATen graph runs once, node by node, in eager; that run's outputs are the
-call's result, so nothing is computed twice and mutations and random numbers happen exactly once. While it runs, every region
-with a new structure is checked on the values that flow through it:
+It happens inside the first real call of a graph. The ATen graph runs once, node by node, in eager; that run's
+outputs are the call's result, so nothing is computed twice and mutations and random numbers happen exactly once.
+While it runs, every region with a new structure is checked on the values that flow through it:
 
 * lossless means error against float64 ≤ 2 × eager's own error + 4 ulp of the output's scale, element for element in the
   worst case, on the recorded inputs and on adversarial ones (zeros, large and tiny magnitudes, mixed signs);
@@ -12,6 +12,7 @@ with a new structure is checked on the values that flow through it:
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..codegen.expr import Expr
 from ..codegen.group import Group
 from ..codegen.ir import Kernel
 from ..codegen.lowering.shapes import shape_of
@@ -96,31 +98,14 @@ def _double(value: Any) -> Any:
     return value.double() if isinstance(value, torch.Tensor) and value.dtype in FLOATS else value
 
 
-def empty_outputs(outputs: Sequence[fx.Node], like: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Uninitialised outputs with the strides the graph was traced with."""
+def empty_outputs(outputs: Sequence[fx.Node], size: Callable[[Expr], int], device: torch.device) -> list[torch.Tensor]:
+    """Uninitialised outputs of the shapes and strides the graph was traced with; `size` evaluates an expression."""
     out = []
-    for node, value in zip(outputs, like, strict=True):
-        traced = node.meta["val"]
-        if any(isinstance(s, torch.SymInt) for s in (*traced.shape, *traced.stride())):
-            shape = shape_of(traced)
-            order = sorted(range(value.dim()), key=lambda d: len(shape.strides[d].terms) and _order_key(shape.strides[d]))
-            strides = _dense_strides(value.shape, order)
-        else:
-            strides = list(traced.stride())
-        out.append(torch.empty_strided(tuple(value.shape), strides, dtype=traced.dtype, device=device))
+    for node in outputs:
+        shape = shape_of(node.meta["val"])
+        out.append(torch.empty_strided([size(s) for s in shape.sizes], [size(s) for s in shape.strides],
+                                       dtype=node.meta["val"].dtype, device=device))
     return out
-
-
-def _order_key(stride: Any) -> tuple[int, int]:
-    return (max((len(m) for m, _ in stride.terms), default=0), max((abs(c) for _, c in stride.terms), default=0))
-
-
-def _dense_strides(shape: Sequence[int], innermost_first: Sequence[int]) -> list[int]:
-    strides, step = [0] * len(shape), 1
-    for d in innermost_first:
-        strides[d] = step
-        step *= max(int(shape[d]), 1)
-    return strides
 
 
 class Acceptance:
@@ -151,7 +136,9 @@ class Acceptance:
         kernel = self.kernels[self.names[group.built.key]]
         start = time.perf_counter()
         inputs = [env[n] for n in group.built.inputs]
-        known = {n: v for n, v in env.items() if n in set(group.built.inputs) or not isinstance(v, torch.Tensor)}
+        wanted = set(group.built.inputs)
+        known = {n: v for n, v in env.items()
+                 if n in wanted or n.op != "call_function" or not isinstance(v, torch.Tensor)}
         try:
             if self.check:
                 reason = self._compare(group, region, kernel, known, inputs, eager)
@@ -164,11 +151,14 @@ class Acceptance:
 
     def _call(self, group: Group, kernel: KernelFunction, inputs: Sequence[torch.Tensor],
               like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        outputs = empty_outputs(group.built.outputs, like, like[0].device)
+        outputs = self._outputs(group, like)
         for o in outputs:
             _poison(o)
         kernel([*inputs, *outputs], self.sizes(group))
         return outputs
+
+    def _outputs(self, group: Group, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return empty_outputs(group.built.outputs, lambda e: e.evaluate(self.symbols), like[0].device)
 
     def sizes(self, group: Group) -> list[int]:
         return [e.evaluate(self.symbols) for e in group.built.sizes]
@@ -194,8 +184,8 @@ class Acceptance:
     def _conditioning(region: Region, known: Mapping[fx.Node, Any], exact: Sequence[torch.Tensor]) -> list[float]:
         """Eager's error when its inputs move by one unit in the last place.
 
-        Where a result is the small difference of large numbers, one fp32 run may be right by luck; inputs are themselves
-        rounded, so an error as large as the rounding of the inputs causes is nobody's fault.
+        Where a result is the small difference of large numbers, one fp32 run may be right by luck; inputs are
+        themselves rounded, so an error as large as the rounding of the inputs causes is nobody's fault.
         """
         worst = [0.0] * len(exact)
         for salt in range(2):
@@ -209,7 +199,7 @@ class Acceptance:
     def _adversarial(self, group: Group, region: Region, kernel: KernelFunction, known: Mapping[fx.Node, Any]) -> str:
         """The same comparison on zeros, huge, tiny and mixed values in place of the recorded floats."""
         if sum(v.numel() for v in known.values() if isinstance(v, torch.Tensor)) > 1 << 20:
-            return ""  # the structure is checked on the recorded values; a second full pass over big tensors costs seconds
+            return ""  # checked on the recorded values; a second full pass over big tensors costs seconds
         changed = {n: _provoke(v, k) for k, (n, v) in enumerate(known.items())}
         try:
             eager = region.run(changed)
@@ -222,7 +212,7 @@ class Acceptance:
     def _time(self, group: Group, region: Region, kernel: KernelFunction, known: Mapping[fx.Node, Any],
               inputs: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]) -> Verdict:
         start = time.perf_counter()
-        outputs = empty_outputs(group.built.outputs, eager, eager[0].device)
+        outputs = self._outputs(group, eager)
         buffers, sizes = [*inputs, *outputs], self.sizes(group)
         theirs, mine = [], []
         for turn in range(MAX_TURNS):
@@ -289,7 +279,8 @@ def difference(mine: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor | N
     usable = torch.isfinite(reference) & torch.isfinite(other)
     odd = torch.isfinite(own) != torch.isfinite(other)
     odd |= torch.isnan(own) != torch.isnan(other)
-    # where float64 stays finite and eager overflowed (or the reverse) rounding decides; only a NaN of ours is wrong there
+    # where float64 stays finite and eager overflowed (or the reverse) rounding decides; only a NaN of ours is wrong
+    # there
     lost = odd & usable
     if bool(lost.any()):
         return f"{int(lost.sum())} values are not finite where eager's are"
@@ -298,7 +289,8 @@ def difference(mine: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor | N
     eager_off = float((other - reference)[usable].abs().max()) if bool(usable.any()) else 0.0
     allowed = 2 * max(eager_off, moved) + 4 * torch.finfo(mine.dtype).eps * scale
     if mine_off > allowed:
-        return f"error {mine_off:.3g} against float64, allowed {allowed:.3g} (eager's own {eager_off:.3g}, scale {scale:.3g})"
+        return (f"error {mine_off:.3g} against float64, allowed {allowed:.3g} "
+                f"(eager's own {eager_off:.3g}, scale {scale:.3g})")
     return ""
 
 
@@ -330,8 +322,9 @@ _BORING = {"mul", "add", "sub", "div", "clone", "view", "_to_copy", "where", "ge
 def _describe(g: Group) -> str:
     words: list[str] = []
     for n in g.nodes:
-        target = n.args[0].target if n.target.__name__ == "getitem" and isinstance(n.args[0], fx.Node) else n.target
-        word = str(target).split(".")[1] if "." in str(target) else "getitem"
+        parent = n.args[0] if n.args else None
+        target = parent.target if n.target is operator.getitem and isinstance(parent, fx.Node) else n.target
+        word = str(target).split(".")[1]
         if not words or words[-1] != word:
             words.append(word.strip("_"))
     telling = [w for w in words if w not in _BORING] or words

@@ -2,8 +2,8 @@
 
     fuse → print → compile (kernels and host program) → first call: eager run that accepts every region → program
 
-Until its first call a compiled graph is *pending*: its kernels exist, but nothing has been compared on real data. The first
-call runs the graph in eager, returns that result, and settles which regions stay (see `acceptance`).
+Until its first call a compiled graph is *pending*: its kernels exist, but nothing has been compared on real data.
+The first call runs the graph in eager, returns that result, and settles which regions stay (see `acceptance`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from torch import fx
 from ..codegen.group import Group
 from ..codegen.lowering.shapes import shape_of
 from ..codegen.schema import Unsupported
+from ..cost_model.device import Device
+from ..cost_model.op_cost import predict
+from ..cost_model.this_machine import this_machine
 from ..passes.base import Candidate, PassContext, Refused
 from ..passes.fuse import Fuse, FusedRegion
-from ..runtime import torch_compat
+from ..runtime import cache, torch_compat
 from ..runtime.program import Program
 from .acceptance import Acceptance, KernelFunction, Verdict, kernel_names
 from .graph_bytes import count_bytes
 from .program_builder import NotAProgram, ProgramBuilder
+from .records import group_records, kernel_record
 from .report import CandidateRow, GraphKind, GraphReport, KernelReport, Report
 from .settings import CompileSettings
 from .splice import splice
@@ -64,9 +68,8 @@ class CompiledGraph:
     def _find(self) -> list[Group]:
         if not self.settings.wants("fuse"):
             return []
-        predict = self._predictor()
         start = time.perf_counter()
-        context = PassContext(self.device, self.kind != "inference", {"predict": predict} if predict else {})
+        context = PassContext(self.device, self.kind != "inference")
         groups = []
         for finding in Fuse().find(self.gm, context):
             if isinstance(finding, Refused):
@@ -75,9 +78,6 @@ class CompiledGraph:
                 groups.append(finding.replacement.group)
         self.report.add_seconds("lowering", time.perf_counter() - start)
         return groups
-
-    def _predictor(self) -> Callable[[Group], Any] | None:
-        return None
 
     def _compile_kernels(self, groups: Sequence[Group]) -> dict[str, KernelFunction]:
         unique = {g.built.key: g.built.kernel.renamed(self.names[g.built.key]) for g in groups}
@@ -144,7 +144,8 @@ class CompiledGraph:
         kept = [g for g in self.groups if judge.verdicts[g.built.key].ok]
         self._record(judge.verdicts, kept, symbols)
         program = self._program
-        self._run = program.result() if program is not None and len(kept) == len(self.groups) else self._make_runner(kept)
+        all_kept = program is not None and len(kept) == len(self.groups)
+        self._run = program.result() if program is not None and all_kept else self._make_runner(kept)
         self._program = None
         self.entry.state = "ready"
         args.clear()
@@ -154,11 +155,14 @@ class CompiledGraph:
     def _record(self, verdicts: Mapping[str, Verdict], kept: Sequence[Group], symbols: Mapping[str, int]) -> None:
         counts = Counter(g.built.key for g in self.groups)
         first = {g.built.key: g for g in reversed(self.groups)}
+        machine = local_device() if self.device == "cpu" and verdicts else None
         for key, verdict in verdicts.items():
             group = first[key]
+            before, after = predict_group(group, symbols, machine) if machine is not None else (None, None)
             self.report.candidate("fuse", CandidateRow(
-                f"{self.names[key]} ({', '.join(n.name for n in group.nodes[:4])}{', …' if len(group.nodes) > 4 else ''})",
+                _place(group, self.names[key]),
                 "kept" if verdict.ok else "dropped", verdict.reason, self.names[key], counts[key],
+                predicted_before_s=before, predicted_after_s=after,
                 measured_before_s=verdict.eager_s, measured_after_s=verdict.kernel_s))
             if verdict.ok:
                 self.report.add_kernel(self._kernel_report(group))
@@ -209,13 +213,30 @@ class RecordedRun(fx.Interpreter):
         for group in self._due.get(n, ()):
             self.judge.judge(group, self.env, [self.env[o] for o in group.built.outputs])
         for gone in self._drop.get(self._order[n], ()):
-            if gone.op != "placeholder" and gone is not n:
+            if gone.op == "call_function" and gone is not n:
                 self.env.pop(gone, None)
         return result
 
     def run(self, *args: Any, **_: Any) -> list[Any]:
         with torch.no_grad():
             return list(super().run(*args, enable_io_processing=False))
+
+
+def _place(group: Group, name: str) -> str:
+    """A kernel and where its first region stands, for the report."""
+    first = ", ".join(n.name for n in group.nodes[:4])
+    return f"{name} ({first}{', …' if len(group.nodes) > 4 else ''})"
+
+
+def local_device() -> Device:
+    """This machine as the cost model sees it with the current number of threads (measured once, kept on disk)."""
+    return this_machine(torch.get_num_threads(), load=lambda key: cache.get_json(cache.key_of(key)),
+                        save=lambda key, value: cache.put_json(cache.key_of(key), value))
+
+
+def predict_group(group: Group, symbols: Mapping[str, int], device: Device) -> tuple[float, float]:
+    """Seconds of a region in eager and as a kernel, by the cost model."""
+    return predict(group_records(group, symbols), kernel_record(group.built, symbols), device)
 
 
 def symbol_values(gm: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Where a graph's bytes move: in emitted kernels, in library products (GEMM, convolution, attention), or elsewhere in ATen."""
+"""Where a graph's bytes move: in emitted kernels, in library products (GEMM, convolution, attention), or elsewhere
+in ATen."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def count_bytes(gm: fx.GraphModule, kept: Sequence[Group], symbols: Mapping[str,
     for node in gm.graph.nodes:
         if node in inside or node.op != "call_function" or not is_operator(node.target):
             continue
-        if not node.users or kind_of(node) == "view":
+        if not node.users or kind_of(node) in ("view", "multi") or not tensor_bytes(node.meta.get("val"), symbols):
             continue
         if node.target in IN_PLACE and node.args[0] in inside:  # only the rows that are written move
             small = 2 * sum(tensor_bytes(a.meta.get("val"), symbols) for a in node.all_input_nodes[1:])

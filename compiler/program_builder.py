@@ -116,11 +116,10 @@ class ProgramBuilder:
                 inputs.append(SymbolInput(node.name))
             else:
                 raise NotAProgram(f"input {node.name} is a {type(value).__name__}")
-        for spec in inputs:
-            if isinstance(spec, TensorSpec):
-                for d, size in enumerate(spec.shape):
-                    if isinstance(size, str) and size.isidentifier():
-                        symbols.setdefault(size, Symbol(size, tensor=spec.name, dim=d))
+        for item in inputs:
+            for d, size in enumerate(item.shape if isinstance(item, TensorSpec) else ()):
+                if isinstance(size, str) and size.isidentifier():
+                    symbols.setdefault(size, Symbol(size, tensor=item.name, dim=d))
         return inputs, list(symbols.values())
 
     def _check_symbols(self, symbols: Sequence[Symbol]) -> None:
@@ -254,7 +253,7 @@ class ProgramBuilder:
         if isinstance(value, (list, tuple)):
             for user in node.users:
                 if user.target is operator.getitem:
-                    outs[user.args[1]] = user.name
+                    outs[int(user.args[1])] = user.name  # type: ignore[arg-type]
         else:
             outs[0] = node.name
         specs = tuple(tensor_spec(o, v) if o is not None and isinstance(v, torch.Tensor) else None

@@ -1,5 +1,5 @@
-"""Run a graph that no `Program` can say (unbacked sizes, higher-order operators, constants of odd kinds): the graph itself,
-with every accepted region replaced by its kernel."""
+"""Run a graph that no `Program` can say (unbacked sizes, higher-order operators, constants of odd kinds): the graph
+itself, with every accepted region replaced by its kernel."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ class SplicedGraph(fx.Interpreter):
                 self._launch(self._outputs_of[node])
         inputs = [self._value(node) for node in group.built.inputs]
         sizes = [self._size(e) for e in group.built.sizes]
-        like = [_shaped(o, self._numbers(o)) for o in group.built.outputs]
-        outputs = empty_outputs(group.built.outputs, like, inputs[0].device if inputs else torch.device("cpu"))
+        outputs = empty_outputs(group.built.outputs, self._size, inputs[0].device if inputs else torch.device("cpu"))
         self._kernel[group.built.key]([*inputs, *outputs], sizes)
         self.env.update(zip(group.built.outputs, outputs, strict=True))
 
@@ -53,17 +52,14 @@ class SplicedGraph(fx.Interpreter):
             self.env[node] = super().run_node(node)
         return self.env[node]
 
-    def _numbers(self, node: fx.Node) -> list[int]:
-        from ..codegen.lowering import size_expr
-
-        return [self._size(size_expr(s)) for s in node.meta["val"].shape]
-
     def _size(self, e: Expr) -> int:
         return e.evaluate({s: self._symbol_sources[s](self) for s in e.symbols()})
 
 
-def _shaped(node: fx.Node, shape: Sequence[int]) -> torch.Tensor:
-    return torch.empty(tuple(shape), dtype=node.meta["val"].dtype, device="meta")
+def _symbol_value(node: fx.Node, dim: int | None, run: SplicedGraph) -> int:
+    """The integer that `node` holds, or the size of its dimension `dim`."""
+    value = run._value(node)
+    return int(value if dim is None else value.shape[dim])
 
 
 def _symbol_value(node: fx.Node, dim: int | None, run: SplicedGraph) -> int:

@@ -1,12 +1,12 @@
 """The `fuse` pass: pointwise chains, reductions, gathers and the views between them become single kernels.
 
-What it rewrites: groups of ATen nodes found by `codegen.group` in one forward, backward or inference graph. Legal because a
-kernel computes the same operations on the same values in the same dtypes (intermediates of narrow dtype stay in fp32,
-which is closer to float64); results agree with eager within rounding, integers and bools exactly. Matrix products,
-convolutions, attention, random numbers and sorting are left to the library.
+What it rewrites: groups of ATen nodes found by `codegen.group` in one forward, backward or inference graph. Legal
+because a kernel computes the same operations on the same values in the same dtypes (intermediates of narrow dtype
+stay in fp32, which is closer to float64); results agree with eager within rounding, integers and bools exactly.
+Matrix products, convolutions, attention, random numbers and sorting are left to the library.
 
-Source: Framework Tax (Fernandez et al., EMNLP 2023) on why dispatch and memory traffic dominate; Slapo (Chen et al., ASPLOS
-2024) on schedules as rewrites.
+Source: Framework Tax (Fernandez et al., EMNLP 2023) on why dispatch and memory traffic dominate; Slapo (Chen et al.,
+ASPLOS 2024) on schedules as rewrites.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from torch import fx, nn
 
 from ..codegen.group import Group, group
 from .base import Candidate, Finding, Level, PassContext, Predicted, Refused
-
-Predictor = Callable[[Group], Predicted]
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,20 @@ class Fuse:
         """One candidate per kernel, one refusal per claimed node that no kernel took."""
         if not isinstance(target, fx.GraphModule):
             return []
-        predict: Predictor | None = context.options.get("predict")
         groups, rejected = group(target.graph)
-        found: list[Finding] = [as_candidate(g, predict(g) if predict else Predicted(0.0, 0.0)) for g in groups]
+        found: list[Finding] = [as_candidate(g) for g in groups]
         found += [Refused(r.reason, r.node) for r in rejected]
         return found
 
 
-def as_candidate(g: Group, predicted: Predicted) -> Candidate:
-    """A group in the pipeline's terms; the group itself travels as the replacement."""
+def as_candidate(g: Group) -> Candidate:
+    """A group in the pipeline's terms; the group itself travels as the replacement.
+
+    Its prediction is left open: sizes may be symbolic, so the engine predicts when it knows them.
+    """
     ops = ", ".join(dict.fromkeys(str(n.target) for n in g.nodes))
-    return Candidate((*g.nodes, *g.views), FusedRegion(g), predicted, g.built.inputs, g.built.outputs, g.built.key, ops)
+    return Candidate((*g.nodes, *g.views), FusedRegion(g), Predicted(0.0, 0.0), g.built.inputs, g.built.outputs,
+    g.built.key, ops)
 
 
 @dataclass(frozen=True)

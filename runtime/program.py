@@ -58,7 +58,8 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Alloc:
-    """A new uninitialised tensor. `escapes`: it (or a view of it) is returned, so its memory can't come from the arena."""
+    """A new uninitialised tensor. `escapes`: it (or a view of it) is returned, so its memory can't come from the
+    arena."""
 
     spec: TensorSpec
     escapes: bool = False
@@ -91,8 +92,9 @@ class Launch:
 @dataclass(frozen=True)
 class Call:
     """`outs = op(*args, **kwargs)`, `op` being `"aten.addmm.default"`. In the trees a tensor is `{"tensor": name}`, a
-    symbolic integer `{"size": expr}`, and `{"dtype"|"device"|"layout"|"memory_format": name}` the torch constants; floats
-    that JSON lacks are `{"float": "inf"}`. An unused result is None in `outs`. `specs` describes the results used."""
+    symbolic integer `{"size": expr}`, and `{"dtype"|"device"|"layout"|"memory_format": name}` the torch constants;
+    floats that JSON lacks are `{"float": "inf"}`. An unused result is None in `outs`. `specs` describes the results
+    used."""
 
     op: str
     args: tuple[Json, ...]
@@ -104,8 +106,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Gemm:
-    """`out = a @ b + bias` in fp32 on tensors that exist: a [.., M, K], b [.., K, N], out [.., M, N] (rows contiguous), with
-    at most one batch dimension. `bias` is [N] or broadcasts to `out`. Where `b` is static, a packed copy may serve."""
+    """`out = a @ b + bias` in fp32 on tensors that exist: a [.., M, K], b [.., K, N], out [.., M, N] (rows
+    contiguous), with at most one batch dimension. `bias` is [N] or broadcasts to `out`. Where `b` is static, a
+    packed copy may serve."""
 
     out: str
     a: str
@@ -134,7 +137,8 @@ class SymbolInput:
 
 @dataclass(frozen=True)
 class Program:
-    """One graph. `kernels` maps kernel names to kernel IR text; `outputs` are tensor names, `{"size": expr}` or None."""
+    """One graph. `kernels` maps kernel names to kernel IR text; `outputs` are tensor names, `{"size": expr}` or
+    None."""
 
     name: str
     inputs: tuple[TensorSpec | SymbolInput, ...]

@@ -1,8 +1,8 @@
 """`KernelBuilder`: turns a group of ATen nodes into one kernel by evaluating outputs at an index.
 
-The builder works backwards: to store output `y[i]` it asks for the value of node `y` at index `i`; the lowering of `y`'s
-operator asks for its operands at their own indices, views only change the index, and nodes outside the group become
-loads. Whatever is asked for twice at the same index is computed once.
+The builder works backwards: to store output `y[i]` it asks for the value of node `y` at index `i`; the lowering of
+`y`'s operator asks for its operands at their own indices, views only change the index, and nodes outside the group
+become loads. Whatever is asked for twice at the same index is computed once.
 
 The loop nest comes from a `Frame`: the shape of a reference tensor whose dimensions are *row* (parallel) or *reduced*.
 """

@@ -1,7 +1,8 @@
 """Element-wise ATen operators: each is a few IR operations at one index.
 
-A lowering receives the builder, the node and the index of the element wanted, and returns its value. Arithmetic happens in
-the compute dtype of the node's own result (torch has already decided type promotion); comparisons promote their operands.
+A lowering receives the builder, the node and the index of the element wanted, and returns its value. Arithmetic
+happens in the compute dtype of the node's own result (torch has already decided type promotion); comparisons promote
+their operands.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def operand_dtype(args: Sequence[Any]) -> str:
     """Compute dtype of a comparison's operands under torch's promotion rules."""
     values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in args]
     if any(isinstance(v, (torch.SymInt, torch.SymFloat, torch.SymBool)) for v in values):
-        values = [int(0) if isinstance(v, torch.SymInt) else v for v in values]
+        values = [0 if isinstance(v, torch.SymInt) else v for v in values]
     dtype = torch.result_type(values[0], values[1]) if len(values) == 2 else values[0].dtype
     if dtype not in IR_DTYPES:
         raise CannotLower(f"dtype {dtype}")

@@ -51,7 +51,8 @@ def from_sympy(e: Any) -> Expr:
     if e.is_Pow and e.exp.is_Integer and int(e.exp) > 0:
         return product([from_sympy(e.base)] * int(e.exp))
     name = type(e).__name__
-    known = {"FloorDiv": "floordiv", "CleanDiv": "floordiv", "PythonMod": "mod", "Mod": "mod", "Max": "max", "Min": "min"}
+    known = {"FloorDiv": "floordiv", "CleanDiv": "floordiv", "PythonMod": "mod", "Mod": "mod", "Max": "max",
+             "Min": "min"}
     if name in known and len(e.args) == 2:
         return atom(known[name], from_sympy(e.args[0]), from_sympy(e.args[1]))
     if name in ("Max", "Min"):
