@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .cpp_axes import choose_vector_axis, simplify_axes
 from .expr import Expr, as_expr, atom, product
-from .ir import Axis, Kernel, Reduce, Store, phases, stmt_axes
+from .ir import Axis, Const, Index, Kernel, Load, Op, Reduce, Stmt, Store, phases, stmt_axes
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,28 @@ class LoopPlan:
 
     @property
     def work_per_item(self) -> Expr:
-        """Statements run for one item, roughly: points of the inner loops times statements of the body."""
-        inner = as_expr(len(self.kernel.body)) * product(a.size for a in self.reduce)
+        """Work of one item, roughly: points of the inner loops times the cost of the body's statements."""
+        inner = as_expr(sum(map(statement_cost, self.kernel.body))) * product(a.size for a in self.reduce)
         if self.vector is None or self.rows or self.flat:
             return inner
         return inner * (self.tile or self.vector.size)
+
+
+_CHEAP = frozenset(("add", "sub", "mul", "max", "min", "neg", "abs", "cast", "where", "and", "or", "xor", "not",
+                    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "floor", "ceil", "round", "trunc", "sign"))
+
+
+def statement_cost(stmt: Stmt) -> int:
+    """Cost of one statement for one element, in additions or loads from L1."""
+    match stmt:
+        case Const() | Index():
+            return 0
+        case Load(index=index):
+            return 4 if any(n.startswith("%") for n in index.symbols()) else 1
+        case Op(op=op):
+            return 1 if op in _CHEAP else 4 if op in ("div", "sqrt", "rsqrt", "reciprocal") else 10
+        case _:
+            return 1
 
 
 def plan_loops(kernel: Kernel) -> LoopPlan:

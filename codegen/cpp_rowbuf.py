@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .cpp_expr import MEMORY_TYPE, c_index, c_name
-from .cpp_plan import LoopPlan, Pass, element_level
+from .cpp_plan import LoopPlan, Pass, element_level, statement_cost
 from .expr import Expr, as_expr, product, var
-from .ir import DTYPES, Const, Definition, Index, Load, Op, Store, phases, uses
+from .ir import DTYPES, Definition, Store, phases, uses
 
 STACK_BYTES = 32768
-WORTH = 8  # cost above which a value is kept; a load or an addition is 1
-_CHEAP = frozenset(("add", "sub", "mul", "max", "min", "neg", "abs", "cast", "where", "and", "or", "xor", "not",
-                    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "floor", "ceil", "round", "trunc", "sign"))
+WORTH = 8  # cost above which a value is kept; see `statement_cost`
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def choose_row_buffers(plan: LoopPlan, passes: list[Pass]) -> list[RowBuffer]:
             if value not in element or value in chosen and chosen[value] < number:
                 continue
             if value in first and first[value] < number and phase[value] < number:
-                if _cost(value, definitions, element) >= WORTH:
+                if _cost(value, definitions, element, chosen) >= WORTH:
                     chosen[value] = first[value]
                     continue
             first.setdefault(value, number)
@@ -80,8 +78,8 @@ def _row_layout(plan: LoopPlan) -> tuple[Expr, Expr]:
     return product(a.size for a in plan.reduce), index
 
 
-def _cost(value: str, definitions: dict[str, Definition], element: frozenset[str]) -> int:
-    """Work to compute `value` again in another sweep."""
+def _cost(value: str, definitions: dict[str, Definition], element: frozenset[str], kept: dict[str, int]) -> int:
+    """Work to compute `value` again in another sweep, from the values `kept` so far."""
     seen: set[str] = set()
     stack, total = [value], 0
     while stack:
@@ -89,21 +87,10 @@ def _cost(value: str, definitions: dict[str, Definition], element: frozenset[str
         if at in seen or at not in element:
             continue
         seen.add(at)
+        if at in kept:
+            total += 1
+            continue
         definition = definitions[at]
-        total += _own_cost(definition)
+        total += statement_cost(definition)
         stack.extend(uses(definition))
     return total
-
-
-def _own_cost(definition: Definition) -> int:
-    match definition:
-        case Const() | Index():
-            return 0
-        case Load(index=index):
-            return 4 if any(n.startswith("%") for n in index.symbols()) else 1
-        case Op(op=op):
-            return 1 if op in _CHEAP else 4 if op in ("div", "sqrt", "rsqrt", "reciprocal") else 10
-        case _:
-            return 0
-
-

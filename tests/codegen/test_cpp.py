@@ -105,7 +105,7 @@ def test_more_threads_than_items(compiled: dict[str, CompiledCppKernel], two_thr
 
 
 @pytest.mark.parametrize(("name", "items", "work"), [
-    ("exp_f32", "s0", "3"), ("softmax_7_128", "s0", "896"), ("broadcast", "s0", "6*s1"), ("scalar", "1", "3"),
+    ("exp_f32", "s0", "12"), ("softmax_7_128", "s0", "2432"), ("broadcast", "s0", "6*s1"), ("scalar", "1", "12"),
     ("long_rows", "10", "16384"), ("max_pool", "30", "480")])
 def test_work_items(name: str, items: str, work: str) -> None:
     kernel = CASES[name].kernel
