@@ -62,12 +62,6 @@ def _symbol_value(node: fx.Node, dim: int | None, run: SplicedGraph) -> int:
     return int(value if dim is None else value.shape[dim])
 
 
-def _symbol_value(node: fx.Node, dim: int | None, run: SplicedGraph) -> int:
-    """The integer that `node` holds, or the size of its dimension `dim`."""
-    value = run._value(node)
-    return int(value if dim is None else value.shape[dim])
-
-
 def _symbol_sources(gm: fx.GraphModule) -> dict[str, Callable[[SplicedGraph], int]]:
     """How to read each symbol: from a node that holds it, or from a dimension of a tensor."""
     found: dict[str, Callable[[SplicedGraph], int]] = {}
