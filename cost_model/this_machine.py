@@ -12,6 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,8 @@ def this_machine(threads: int | None = None, *, load: Load | None = None, save: 
             return device_from_dict(stored)
         except ValueError as error:
             log.info("ignoring a stored device description: %s", error)
-    device = measure(count)
+    with ThreadPoolExecutor(1) as fresh:  # a new thread has no modes: no fake tensors of a trace, no autocast
+        device = fresh.submit(measure, count).result()
     if save is not None:
         save(key, device.as_dict())
     return device

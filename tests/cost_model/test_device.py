@@ -96,6 +96,23 @@ def test_a_broken_cache_entry_is_measured_anew(measured: tuple[Device, dict[str,
     assert list(saved.values()) == [device.as_dict()]
 
 
+def test_measures_real_tensors_inside_a_trace(measured: tuple[Device, dict[str, Any]],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from torch._subclasses import FakeTensorMode
+
+    seen: list[type] = []
+
+    def measure(threads: int) -> Device:
+        seen.append(type(torch.ones(2)))
+        return measured[0]
+
+    monkeypatch.setattr("meshwright.cost_model.this_machine.measure", measure)
+    with FakeTensorMode():
+        this_machine(1)
+    assert seen == [torch.Tensor]
+
+
 def test_thread_count_is_put_back_and_checked() -> None:
     import torch
 
