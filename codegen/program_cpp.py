@@ -43,6 +43,7 @@ class Printer:
         self.lines: list[str] = []
         self.tensors = Tensors(program, self.arena, self.lines)
         self.packed: list[PackedWeight] = []
+        self.from_python: list[Call] = []  # operators that run in Python, in the order of their numbers
 
     def text(self) -> str:
         body = self._body()
@@ -104,7 +105,7 @@ class Printer:
             case Launch():
                 self._launch(step)
             case Call():
-                print_call(step, self.tensors)
+                print_call(step, self.tensors, self.from_python)
             case Gemm():
                 print_gemm(step, self.tensors, self.program, self.packed)
             case Release(names=names):

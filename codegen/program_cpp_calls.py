@@ -9,26 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ..runtime.program import Call, Json
+from ..runtime.program import Call, Json, TensorSpec, tensors_in
 from .program_cpp_tensors import Tensors, c_expr, dtype_code
 from .schema import Schema, Unsupported, bind, schema_of
 
 _MEMORY_FORMATS = {"contiguous_format": 0, "preserve_format": 1, "channels_last": 2, "channels_last_3d": 3}
 
 
-def print_call(call: Call, tensors: Tensors) -> None:
-    """Print one operator call and its results. Raises `Unsupported` with the argument that can't be expressed."""
+def print_call(call: Call, tensors: Tensors, from_python: list[Call]) -> None:
+    """Print one operator call and its results; what the shim can't carry is added to `from_python` and called back."""
     if call.op in _DIRECT:
         _DIRECT[call.op](call, tensors)
         return
     schema = schema_of(call.op)
     try:
         values = [_value(argument.type, value, tensors) for argument, value in bind(call)]
-    except Unsupported as error:
-        raise Unsupported(error.reason, call) from error
-    returns = [t for t, _ in schema.returns]
-    if len(returns) > 8 or any(t not in ("Tensor", "List[Tensor]", "int", "float", "bool") for t in returns):
-        raise Unsupported(f"results of type {returns}", call)
+        returns = [t for t, _ in schema.returns]
+        if any(t not in ("Tensor", "List[Tensor]") for t in returns):
+            raise Unsupported(f"results of type {returns}", call)
+    except Unsupported:
+        _print_callback(call, tensors, from_python)
+        return
     lines = tensors.lines
     lines.append(f"{{  // {call.op}")
     lines.append(f"  Value stack[{max(len(values), len(returns), 1)}] = {{{', '.join(values)}}};")
@@ -39,10 +40,34 @@ def print_call(call: Call, tensors: Tensors) -> None:
         tensors.add_result(name, spec, slot)
 
 
+def _print_callback(call: Call, tensors: Tensors, from_python: list[Call]) -> None:
+    """The operator runs in Python: tensors and sizes go there in tree order, results come back as handles."""
+    tree = [list(call.args), list(call.kwargs.values())]
+    handles = [tensors.handle(name) for name in tensors_in(tree)]
+    sizes = [f"int64_t({c_expr(size)})" for size in sizes_in(tree)]
+    made = f"made_{len(from_python)}"
+    lines = tensors.lines
+    lines.append(f"void* {made}[{max(1, len(call.outs))}] = {{}};")
+    lines.append(f"from_python(frame, {len(from_python)}, {{{', '.join(handles)}}}, {{{', '.join(sizes)}}}, {made});"
+                 f"  // {call.op}")
+    specs = list(call.specs) + [None] * (len(call.outs) - len(call.specs))
+    for k, (name, spec) in enumerate(zip(call.outs, specs, strict=True)):
+        if name is not None:
+            tensors.add_result(name, spec, f"{made}[{k}]")
+    from_python.append(call)
+
+
+def sizes_in(tree: Json) -> list[Json]:
+    """The symbolic sizes of an argument tree, in order."""
+    if isinstance(tree, dict):
+        return [tree["size"]] if "size" in tree else []
+    return [size for item in tree for size in sizes_in(item)] if isinstance(tree, (list, tuple)) else []
+
+
 def _keep_results(call: Call, schema: Schema, tensors: Tensors,
-                  lines: list[str]) -> list[tuple[str, object, str]]:
+                  lines: list[str]) -> list[tuple[str, TensorSpec | None, str]]:
     """Move results out of the stack's scope; what is unused is dropped at once."""
-    kept: list[tuple[str, object, str]] = []
+    kept: list[tuple[str, TensorSpec | None, str]] = []
     specs = list(call.specs) + [None] * (len(call.outs) - len(call.specs))
     before = lines.index(f"{{  // {call.op}", max(0, len(lines) - 3))
     declared: list[str] = []
@@ -168,9 +193,33 @@ def _products(function: str, operands: int) -> Callable[[Call, Tensors], None]:
     return print_product
 
 
+def _scatter_value(call: Call, tensors: Tensors) -> None:
+    """In place, as the loss functions' backward does."""
+    target, dim, index, value = (v for _, v in bind(call))
+    handle, source = tensors.handle(target["tensor"]), tensors.handle(index["tensor"])
+    tensors.lines.append(f"check(aoti_torch_cpu_scatter_value_out({handle}, {handle}, {dim}, {source}, {c_float(value)}), "
+                         f'"{call.op}");')
+    _same_tensor(call, target["tensor"], tensors)
+
+
+def _fill(call: Call, tensors: Tensors) -> None:
+    target, value = (v for _, v in bind(call))
+    handle = tensors.handle(target["tensor"])
+    tensors.lines.append(f'check(aoti_torch_cpu_fill__Scalar({handle}, {c_float(value)}), "{call.op}");')
+    _same_tensor(call, target["tensor"], tensors)
+
+
+def _same_tensor(call: Call, target: str, tensors: Tensors) -> None:
+    """An in-place operator's result, where it is used, is its target."""
+    if call.outs and call.outs[0] is not None:
+        tensors.add_result(call.outs[0], call.specs[0] if call.specs else None, f"new_reference({tensors.handle(target)})")
+
+
 _DIRECT: dict[str, Callable[[Call, Tensors], None]] = {
     "aten.mm.default": _products("aoti_torch_cpu_mm_out", 2),
     "aten.bmm.default": _products("aoti_torch_cpu_bmm_out", 2),
     "aten.addmm.default": _products("aoti_torch_cpu_addmm_out", 3),
     "aten.baddbmm.default": _products("aoti_torch_cpu_baddbmm_out", 3),
+    "aten.scatter_.value": _scatter_value,
+    "aten.fill_.Scalar": _fill,
 }

@@ -12,10 +12,11 @@ import torch
 
 from ..runtime import torch_compat
 from ..runtime.packing import PackedWeights
-from ..runtime.program import Program, SymbolInput
+from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared
 from .program_cpp import Printer, entry_name
 from .program_cpp_gemm import PackedWeight
+from .program_cpp_python import PythonOperators
 from .program_gemm import lower_products
 from .templates import host_runtime
 
@@ -51,7 +52,8 @@ def release_arenas() -> int:
 class CompiledProgram:
     """A program as one C++ function: `p(inputs) -> outputs`, in the program's order. Threads may call it at once."""
 
-    def __init__(self, program: Program, source: str, packed: Sequence[PackedWeight], library: ctypes.CDLL) -> None:
+    def __init__(self, program: Program, source: str, packed: Sequence[PackedWeight], from_python: Sequence[Call],
+                 library: ctypes.CDLL) -> None:
         self.program = program
         self.source = source
         self._entry = ctypes.cast(getattr(library, entry_name(program)), ctypes.c_void_p)
@@ -60,6 +62,7 @@ class CompiledProgram:
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
         self._weights = PackedWeights([(w.position, *_packing(w)) for w in packed]) if packed else None
         self._outputs = [_kind(o) for o in program.outputs]
+        self._python = PythonOperators(from_python)
         self._n_tensors = self._outputs.count("tensor")
         self._only_tensors = self._n_tensors == len(self._outputs)
 
@@ -69,15 +72,18 @@ class CompiledProgram:
         numbers = (ctypes.c_int64 * max(1, len(self._outputs)))()
         packed = self._weights.lookup(tensors) if self._weights is not None else None
         handles = torch_compat.handles_of(tensors)
-        found = self._call(handles, self._entry, integers, numbers, packed.array if packed else None, None,
-                           self._n_tensors, torch.get_num_threads())
+        try:
+            found = self._call(handles, self._entry, integers, numbers, packed.array if packed else None,
+                               self._python.entry, self._n_tensors, torch.get_num_threads())
+        except RuntimeError as error:
+            raise self._python.error() or error from None
         results = torch_compat.tensors_of(found)
         return results if self._only_tensors else self._merge(results, numbers)
 
     def _split(self, inputs: Sequence[Value]) -> tuple[list[Any], Any]:
         if not self._integers:
             return inputs if isinstance(inputs, list) else list(inputs), None
-        numbers = [int(inputs[i]) for i in self._integers]  # type: ignore[arg-type]
+        numbers = [int(inputs[i] or 0) for i in self._integers]  # type: ignore[arg-type]  # None: an unused input
         skip = set(self._integers)
         return [x for i, x in enumerate(inputs) if i not in skip], (ctypes.c_int64 * len(numbers))(*numbers)
 
@@ -97,7 +103,7 @@ def compile_program(program: Program) -> CompiledProgram:
     with _compile_guard:
         host_library()
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
-    return CompiledProgram(lowered, source, printer.packed, ctypes.CDLL(str(path)))
+    return CompiledProgram(lowered, source, printer.packed, printer.from_python, ctypes.CDLL(str(path)))
 
 
 _compile_guard = threading.Lock()

@@ -43,15 +43,19 @@ class Schema:
     returns: tuple[tuple[str, frozenset[str]], ...]
 
 
+def operator_of(op: str) -> Any:
+    """torch's operator `"aten.addmm.default"`. Raises `Unsupported` when this torch has none of that name."""
+    parts = op.split(".")
+    try:
+        return getattr(getattr(getattr(torch.ops, parts[0]), ".".join(parts[1:-1])), parts[-1])
+    except (AttributeError, IndexError) as error:
+        raise Unsupported(f"this torch has no operator {op}") from error
+
+
 @lru_cache(maxsize=1024)
 def schema_of(op: str) -> Schema:
     """The schema of `"aten.addmm.default"`. Raises `Unsupported` when this torch has no such operator."""
-    namespace, _, rest = op.partition(".")
-    name, _, overload = rest.rpartition(".")
-    try:
-        found = getattr(getattr(getattr(torch.ops, namespace), name), overload)._schema
-    except AttributeError as error:
-        raise Unsupported(f"this torch has no operator {op}") from error
+    found = operator_of(op)._schema
     arguments = tuple(
         Argument(a.name, str(a.type), a.kwarg_only, a.default_value, a.has_default_value(), _alias(a.alias_info))
         for a in found.arguments

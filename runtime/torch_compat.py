@@ -254,3 +254,43 @@ def compile_with_inductor(gm: Any, example_inputs: Sequence[Any]) -> Callable[..
     from torch._inductor.compile_fx import compile_fx
 
     return compile_fx(gm, list(example_inputs))  # type: ignore[no-any-return]
+
+
+def handle_address(tensor: Any) -> int:
+    """The address of a new owning handle of `tensor`. Wraps `torch._C._aoti`; the capsule is only its carrier."""
+    import ctypes
+
+    import torch
+
+    capsule = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([tensor])[0]
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return int(pointer(capsule, None))
+
+
+def borrowed_tensors(addresses: Sequence[int]) -> list[Any]:
+    """Tensors behind handles that stay their owner's. Wraps the C shim's `new_tensor_handle` and `torch._C._aoti`."""
+    import ctypes
+
+    import torch
+
+    shim = ctypes.CDLL(None if hasattr(ctypes.CDLL(None), "aoti_torch_new_tensor_handle") else _libtorch_cpu())
+    make = ctypes.pythonapi.PyCapsule_New
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    capsules = []
+    for address in addresses:
+        copy = ctypes.c_void_p()
+        if shim.aoti_torch_new_tensor_handle(ctypes.c_void_p(address), ctypes.byref(copy)):
+            raise RuntimeError("a tensor handle could not be copied")
+        capsules.append(make(copy, None, None))
+    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)  # type: ignore[no-any-return, arg-type]
+
+
+def _libtorch_cpu() -> str:
+    """Path of the library that holds the C shim (already loaded)."""
+    import glob
+    import os
+
+    import torch
+
+    return glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.*"))[0]

@@ -130,7 +130,10 @@ struct StridedB {  // packed while we go, one panel and k block at a time
 template <class B>
 static void gemm_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t N, int64_t K, const float* a, int64_t sm,
                        int64_t sk, const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc) {
-  const int64_t KC = block_k(), MC = block_m();
+  const int64_t KC = block_k();
+  // Row blocks of equal height near block_m(): a few rows left over would stream all of B once more.
+  const int64_t blocks = std::max<int64_t>(1, (m1 - m0 + block_m() / 2) / block_m());
+  const int64_t MC = ((m1 - m0 + blocks - 1) / blocks + MR - 1) / MR * MR;
   float* tiles = scratch_a.get(std::min(K, KC) * (MC + MR));
   for (int64_t m = m0; m < m1; m += MC) {
     int64_t rows_here = std::min(MC, m1 - m);

@@ -130,21 +130,21 @@ struct Frame {
   void** outputs;
   int64_t* output_integers;
   const float* const* packed;
-  const void* const* packed_from;  // data pointers the packed copies were made from
   int threads;
+  int (*python)(int, void**, const int64_t*, void**);  // runs an operator that has no C form
   char error[2048];
 };
 typedef int (*Entry)(Frame*);
 
 // Runs `entry`; gives [capsules of the output tensors], output integers through `out_integers`. The input handles
-// behind `capsules` are consumed. Status 1 is an error (raised); status 2 asks the caller to pack again: None.
+// behind `capsules` are consumed. An error is raised.
 extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const int64_t* integers, int64_t* out_integers,
-                                       const float* const* packed, const void* const* packed_from, int n_outputs,
-                                       int threads) {
+                                       const float* const* packed, int (*python)(int, void**, const int64_t*, void**),
+                                       int n_outputs, int threads) {
   long n = PyList_Size(capsules);
   std::vector<void*> in(n + 1), out(n_outputs + 1, nullptr);
   for (long i = 0; i < n; i++) in[i] = PyCapsule_GetPointer(PyList_GetItem(capsules, i), nullptr);
-  Frame frame{in.data(), integers, out.data(), out_integers, packed, packed_from, threads, {0}};
+  Frame frame{in.data(), integers, out.data(), out_integers, packed, threads, python, {0}};
   void* state = PyEval_SaveThread();
   int status = entry(&frame);
   for (long i = 0; i < n; i++) aoti_torch_delete_tensor_object(in[i]);
@@ -152,12 +152,12 @@ extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const in
     for (void* handle : out)
       if (handle) aoti_torch_delete_tensor_object(handle);
   PyEval_RestoreThread(state);
-  if (status == 1) {
+  if (status) {
     PyErr_SetString(PyExc_RuntimeError, frame.error);
     return nullptr;
   }
-  PyObject* result = PyList_New(status ? 0 : n_outputs);
-  for (int i = 0; status == 0 && i < n_outputs; i++) PyList_SetItem(result, i, PyCapsule_New(out[i], nullptr, nullptr));
+  PyObject* result = PyList_New(n_outputs);
+  for (int i = 0; i < n_outputs; i++) PyList_SetItem(result, i, PyCapsule_New(out[i], nullptr, nullptr));
   return result;
 }
 """
@@ -189,6 +189,12 @@ int aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int
                                        void**);
 bool aoti_torch_grad_mode_is_enabled();
 void aoti_torch_grad_mode_set_enabled(bool);
+int aoti_torch_cpu_mm_out(void*, void*, void*);
+int aoti_torch_cpu_bmm_out(void*, void*, void*);
+int aoti_torch_cpu_addmm_out(void*, void*, void*, void*, double, double);
+int aoti_torch_cpu_baddbmm_out(void*, void*, void*, void*, double, double);
+int aoti_torch_cpu_scatter_value_out(void*, void*, int64_t, void*, double);
+int aoti_torch_cpu_fill__Scalar(void*, double);
 int aoti_torch_call_dispatcher(const char*, const char*, uint64_t*);
 int torch_new_list_reserve_size(size_t, void**);
 int torch_list_push_back(void*, uint64_t);
@@ -223,8 +229,8 @@ struct Frame {
   void** outputs;
   int64_t* output_integers;
   const float* const* packed;
-  const void* const* packed_from;
   int threads;
+  int (*python)(int, void**, const int64_t*, void**);
   char error[2048];
 };
 
@@ -279,6 +285,10 @@ void* wrap(Ptr data, Ints sizes, Ints strides, int dtype) {
   void* h;
   check(aoti_torch_create_tensor_from_blob(data.p, sizes.size(), sizes.begin(), strides.begin(), 0, dtype, 0, 0, &h), "wrap");
   return h;
+}
+// An operator whose arguments the C shim can't carry: `made` gets new handles (or null).
+void from_python(Frame* frame, int index, std::initializer_list<void*> given, Ints sizes, void** made) {
+  if (frame->python(index, (void**)given.begin(), sizes.begin(), made)) throw std::runtime_error("an operator failed");
 }
 void* new_reference(void* h) { void* copy; check(aoti_torch_new_tensor_handle(h, &copy), "output"); return copy; }
 void unpack(Value list_value, void** items, size_t wanted) {
