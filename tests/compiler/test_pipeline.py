@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from torch import nn
 import meshwright as mw
 from meshwright.compiler import measure, watch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import planted
+from . import planted
 
 pytestmark = pytest.mark.usefixtures("eager_engine")
 
