@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from meshwright.codegen.group import Group
 from meshwright.codegen.ir import Kernel
-from meshwright.codegen.lowering import decompositions
+from meshwright.codegen.lowering import decompositions, size_expr
 from meshwright.codegen.triton_build import triton_kernels
 from meshwright.compiler.acceptance import Acceptance, kernel_names
 from meshwright.compiler.aten import RecordedRun, symbol_values
@@ -91,7 +91,7 @@ class Collector:
             sizes = [e.evaluate(symbols) for e in g.built.sizes]
             self.kernels[g.built.key].hints.update(zip(g.built.kernel.sizes, sizes, strict=True))
         if self.judge is None:
-            return RecordedRun(gm, [], compare_with_eager({}, names, symbols)).run(*inputs)
+            return [_zeros(o, symbols) for o in gm.graph.output_node().args[0]]
         new = [g for g in groups if not self.kernels[g.built.key].interpreted]
         callables = triton_kernels({names[g.built.key]: g.built.kernel for g in new})
         judge = self.judge(callables, names, symbols)
@@ -101,6 +101,17 @@ class Collector:
             words = "seen" if verdict is None else "agrees" if verdict.ok else verdict.reason or "differs"
             self.kernels[g.built.key].interpreted = words
         return outputs
+
+
+def _zeros(output: Any, symbols: Mapping[str, int]) -> Any:
+    """A stand-in for a result that nobody looks at, so that collecting alone costs no arithmetic."""
+    if not isinstance(output, fx.Node):
+        return output
+    value = output.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return size_expr(value).evaluate(symbols)
+    sizes, strides = ([size_expr(n).evaluate(symbols) for n in ns] for ns in (value.shape, value.stride()))
+    return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device).zero_()
 
 
 def collect_kernels(model: nn.Module, example_inputs: Mapping[str, torch.Tensor], *, backward: bool = False,

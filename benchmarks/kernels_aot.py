@@ -112,6 +112,8 @@ def main() -> int:
             kernels = collect(name, getattr(torch, dtype), dtype == "float32" and not given.no_interpret)
             rows += kernel_rows(name, dtype, kernels, given.target)
             print(f"{name} {dtype}: {len(kernels)} kernels, {time.perf_counter() - started:.0f} s", flush=True)
+            if not given.no_write and not given.quick:  # after every model: a run may take long and be cut short
+                path = write_result("kernels_aot", {"targets": given.target, "kernels": rows})
     columns = ("model", "dtype", "target", "kernels", "registers (median)", "registers (most)", "shared bytes (most)",
                "with spills", "too much shared", "interpreted = eager")
     print_table("Triton kernels compiled ahead of time", columns, summary(rows, given.target))
@@ -123,7 +125,7 @@ def main() -> int:
     for model, dtype, kernel, target, spills in spilled:
         print(f"spills: {model} {dtype} {kernel} on {target}: {spills} bytes")
     if not given.no_write and not given.quick:
-        print(write_result("kernels_aot", {"targets": given.target, "kernels": rows}))
+        print(path)
     return 1 if wrong or spilled else 0
 
 

@@ -18,7 +18,7 @@ from .triton_axes import R, is_column_reduction, merge_axes, value_dims
 from .triton_schedule import form_of
 
 INDEX_LIMIT = 2**31 - 2**21  # past it an index plus the slack of one block might not fit into 32 bits
-FEW_PROGRAMS = 512  # below it a pointwise launch uses smaller blocks, to occupy more multiprocessors
+FEW_PROGRAMS = 512  # below it a pointwise launch uses blocks of one warp, to occupy more multiprocessors
 INTERPRETED_BLOCK = 16384  # the interpreter pays per program, not per element
 
 
@@ -84,7 +84,7 @@ def _pointwise(kernel: Kernel, rows: int) -> tuple[int, int, int]:
     widest = max(DTYPES[b.dtype] for b in (*kernel.inputs, *kernel.outputs))
     tile = next(t for limit, t in POINTWISE_TILES if widest <= limit)
     if rows // tile < FEW_PROGRAMS:
-        tile = max(tile // 4, 128)
+        return tile // POINTWISE_WARPS, 1, 1
     return tile, 1, POINTWISE_WARPS
 
 
