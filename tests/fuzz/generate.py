@@ -30,7 +30,8 @@ FLOAT_BINARY = (
 INT_UNARY = (
     "-{0}", "{0}.abs()", "{0}.sign()", "~{0}", "{0}.clamp(-3, 7)", "{0} // 3", "{0} % 5", "torch.fmod({0}, 4)", "{0} * 3 + 1",
     "torch.div({0}, 4, rounding_mode='trunc')", "{0}.to(torch.int8).to(torch.int64)", "{0}.to(torch.int32)", "7 - {0}",
-    "{0}.to(torch.uint8)", "{0}.to(torch.int64)", "{0}.clone()", "{0} ** 2",
+    "{0}.to(torch.uint8)", "{0}.to(torch.int64)", "{0}.clone()", "{0} ** 2", "({0} * 77).to(torch.int8).to(torch.int32)",
+    "({0} > 0).to(torch.int64).argmax(-1, keepdim=True) + {0}",
 )
 INT_BINARY = ("{0} + {1}", "{0} - {1}", "{0} * {1}", "{0} & {1}", "{0} | {1}", "{0} ^ {1}", "torch.maximum({0}, {1})",
               "torch.minimum({0}, {1})")
@@ -217,7 +218,7 @@ class Generator:
         if value.kind == "float":
             self._reduce_float(value, d, shape, options)
         elif value.kind == "int":
-            self._add(f"{{0}}.{self.random.choice(('sum', 'amax', 'amin', 'argmax'))}({options})", [value], shape)
+            self._add(f"{{0}}.{self.random.choice(('sum', 'amax', 'amin', 'argmax', 'argmin'))}({options})", [value], shape)
         else:
             self._add(f"{{0}}.{self.random.choice(('any', 'all', 'sum'))}({options})", [value], shape)
 
@@ -232,7 +233,10 @@ class Generator:
             self._add("{0}.mean(dim=(0, -1))", [value], value.shape[1:-1])
         elif choice < 0.5:
             self._add(f"torch.logsumexp({{0}}, {options})", [value], shape)
-        elif choice < 0.56:
+        elif choice < 0.6:  # rows of one sign: a wrong starting value of max or min shows
+            sided = self.random.choice(("(-{0}.abs() - 0.5).amax", "({0}.abs() + 0.5).amin"))
+            self._add(f"{sided}({options})", [value], shape)
+        elif choice < 0.65:
             self._add(f"torch.max({{0}}, {options}).values", [value], shape, exact=value.exact)
         else:
             self._add(f"{{0}}.{self.random.choice(names)}({options})", [value], shape)
