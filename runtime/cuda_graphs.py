@@ -1,10 +1,10 @@
 """CUDA graphs: record a program's launches once, replay them with one call.
 
 A graph fixes addresses. So a call's inputs are copied into buffers that the graph reads, Parameters are read where they
-are (their addresses are checked on every call; a replaced Parameter means a new graph), and results are copied out of
-the graph's own memory, because the next replay overwrites it. The first call of each input signature runs directly: it
-compiles kernels and fills library handles, which must not happen during a capture. `codegen.program_graphs` decides
-which programs may be captured at all: inference, nothing random, no input written to.
+are (their addresses are part of what a graph is found by: a replaced Parameter means another graph), and results are
+copied out of the graph's own memory, because the next replay overwrites it. The first call of each input signature runs
+directly: it compiles kernels and fills library handles, which must not happen during a capture.
+`codegen.program_graphs` decides which programs may be captured: inference, nothing random, no input written to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 Call = Callable[[Sequence[Any]], list[Any]]
 Signature = tuple[Any, ...]
-MAX_GRAPHS = 8  # input signatures captured per program; further ones run directly
+MAX_GRAPHS = 8  # kept per program; further signatures run directly
+IDLE_CALLS = 64  # a graph that was not used for so many calls makes way for another
 
 
 class GraphApi(Protocol):
@@ -60,13 +61,13 @@ class CudaGraphApi:
 
 @dataclass
 class _Captured:
-    """One graph: `buffers[i]` is the memory it reads input i from (None: read in place, at `addresses[i]`)."""
+    """One graph: `buffers[i]` is the memory it reads input i from (None: a Parameter, read where it is)."""
 
     buffers: list[torch.Tensor | None]
-    addresses: tuple[int, ...]
     outputs: list[Any]
     replay: Callable[[], None]
-    last_use: Any = None
+    last_use: Any = None  # a mark on the device
+    last_call: int = 0
 
 
 class GraphedProgram:
@@ -80,6 +81,7 @@ class GraphedProgram:
         self._call = call
         self._static = tuple(static)
         self._api = api or CudaGraphApi()
+        self._calls = 0
         self._seen: set[Signature] = set()
         self._graphs: dict[Signature, _Captured] = {}
         self._lock = threading.Lock()
@@ -101,26 +103,34 @@ class GraphedProgram:
         """The graph to replay, captured now if it is time; None: run directly."""
         if self.refused is not None:
             return None
+        self._calls += 1
         signature = self._signature(inputs)
-        if signature not in self._seen:
-            if len(self._seen) < 4 * MAX_GRAPHS:
-                self._seen.add(signature)
-            return None
         graph = self._graphs.get(signature)
-        if graph is not None and graph.addresses == self._addresses(inputs):
-            return graph
-        if graph is None and len(self._graphs) >= MAX_GRAPHS:
-            return None
-        self._graphs.pop(signature, None)
-        return self._capture(signature, inputs)
+        if graph is None and signature in self._seen and self._has_room():
+            graph = self._capture(signature, inputs)
+        elif graph is None:
+            if len(self._seen) >= 8 * MAX_GRAPHS:
+                self._seen.clear()
+            self._seen.add(signature)
+        if graph is not None:
+            graph.last_call = self._calls
+        return graph
+
+    def _has_room(self) -> bool:
+        """True when one more graph may be made; the longest unused one goes when it has been idle for a while."""
+        if len(self._graphs) < MAX_GRAPHS:
+            return True
+        oldest = min(self._graphs, key=lambda key: self._graphs[key].last_call)
+        if self._calls - self._graphs[oldest].last_call <= IDLE_CALLS:
+            return False
+        del self._graphs[oldest]
+        return True
 
     def _signature(self, inputs: Sequence[Any]) -> Signature:
-        return tuple((tuple(i.shape), i.stride(), i.dtype, i.device) if isinstance(i, torch.Tensor) else i
-                     for i in inputs)
-
-    def _addresses(self, inputs: Sequence[Any]) -> tuple[int, ...]:
-        pairs = zip(inputs, self._static, strict=True)
-        return tuple(i.data_ptr() for i, fixed in pairs if fixed and isinstance(i, torch.Tensor))
+        """What a graph depends on: layouts, plain values, and the addresses of Parameters."""
+        return tuple(
+            (tuple(i.shape), i.stride(), i.dtype, i.device, i.data_ptr() if fixed else None)
+            if isinstance(i, torch.Tensor) else i for i, fixed in zip(inputs, self._static, strict=True))
 
     def _capture(self, signature: Signature, inputs: Sequence[Any]) -> _Captured | None:
         try:
@@ -137,7 +147,7 @@ class GraphedProgram:
         self.refused = _why_not(outputs, buffers)
         if self.refused is not None:
             return None
-        graph = _Captured(buffers, self._addresses(inputs), outputs, replay)
+        graph = _Captured(buffers, outputs, replay)
         self._graphs[signature] = graph
         return graph
 

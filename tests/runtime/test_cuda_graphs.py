@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from meshwright.runtime.cuda_graphs import MAX_GRAPHS, GraphedProgram
+from meshwright.runtime.cuda_graphs import IDLE_CALLS, MAX_GRAPHS, GraphedProgram
 
 
 class RecordedGraphs:
@@ -73,17 +73,32 @@ def test_changed_parameter_in_place_is_seen_and_a_replaced_one_is_captured_anew(
     w.fill_(5.0)
     assert program([x, w])[0].tolist() == [6.0, 6.0] and api.captures == 1
     other = torch.full((2,), 9.0)
-    assert program([x, other])[0].tolist() == [10.0, 10.0] and api.captures == 2
-    assert program.captured == 1
+    for _ in range(3):  # two copies of a model may share one program: neither evicts the other's graph
+        assert program([x, other])[0].tolist() == [10.0, 10.0]
+        assert program([x, w])[0].tolist() == [6.0, 6.0]
+    assert api.captures == program.captured == 2
+
+
+def test_an_idle_graph_makes_way() -> None:
+    program = GraphedProgram(affine, [False, True], RecordedGraphs())
+    weights = [torch.ones(n) for n in range(1, MAX_GRAPHS + 1)]
+    for w in (*weights, *weights):
+        program([torch.ones(w.numel()), w])
+    assert program.captured == MAX_GRAPHS
+    w = torch.ones(99)
+    for _ in range(IDLE_CALLS + 2 * MAX_GRAPHS):
+        assert torch.equal(program([torch.ones(99), w])[0], torch.full((99,), 2.0))
+    assert program.captured == MAX_GRAPHS and any(key[0][0] == (99,) for key in program._graphs)
 
 
 def test_each_shape_has_its_graph_up_to_a_limit() -> None:
     api = RecordedGraphs()
     program = GraphedProgram(affine, [False, True], api)
     for n in range(1, MAX_GRAPHS + 4):
+        w = torch.ones(n)
         for _ in range(3):
             x = torch.arange(float(n))
-            assert torch.equal(program([x, torch.ones(n)])[0], x + 1)
+            assert torch.equal(program([x, w])[0], x + 1)
     assert program.captured == MAX_GRAPHS
 
 
@@ -126,6 +141,7 @@ def test_failing_capture_falls_back_for_good() -> None:
 
     api = Broken()
     program = GraphedProgram(affine, [False, True], api)
+    w = torch.ones(1)
     for _ in range(4):
-        assert program([torch.ones(1), torch.ones(1)])[0].item() == 2.0
+        assert program([torch.ones(1), w])[0].item() == 2.0
     assert api.captures == 1 and "not permitted" in (program.refused or "")
