@@ -14,7 +14,7 @@ from .cpp_plan import LoopPlan, lane_count, lane_text
 from .expr import Expr
 from .ir import Reduce
 
-SHORT_ROW = 4096  # f32 sums up to this length over a row's lanes need no second level
+SHORT_ROW = 128  # f32 sums over a row: longer ones go in blocks of this length into a double (eager adds in double)
 SHORT_COLUMN = 64  # the same for a column, whose terms one lane adds up
 _SYMBOL = {"sum": "+", "prod": "*", "any": "|", "all": "&", "max": "max", "min": "min"}
 _LOWEST = {"f32": "-INFINITY", "f64": "-double(INFINITY)", "i32": "INT32_MIN", "i64": "INT64_MIN"}
