@@ -105,7 +105,7 @@ def _compiled_call(source: nn.Module, settings: CompileSettings, report: Report)
     chosen = [compiled]
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        runs = guard.runs()
+        runs, breaks = guard.runs(), torch_compat.break_reasons_so_far()
         try:
             if settings.dynamic and not any(isinstance(a, float) for a in (*args, *kwargs.values())):
                 with torch_compat.specializing_floats():
@@ -119,6 +119,10 @@ def _compiled_call(source: nn.Module, settings: CompileSettings, report: Report)
             guard.fall_back(report, type(module).__name__, cause)
             chosen[0] = eager
             return out
+        finally:
+            if torch_compat.break_reasons_so_far() != breaks:  # also frames that hold no graph, which no backend sees
+                for found in torch_compat.break_reasons_since(breaks):
+                    report.region(found.reason, found.file, found.line)
 
     return call
 
@@ -146,7 +150,6 @@ def _eager_call(source: nn.Module) -> Callable[..., Any]:
 def _compile_now(compiled: nn.Module, source: nn.Module, example: Example, settings: CompileSettings) -> None:
     """Run the example once. In training mode with gradients, so that what is compiled is what the first step runs."""
     training = source.training and any(p.requires_grad for p in source.parameters())
-    start = torch_compat.break_reasons_so_far()
     state = state_of(compiled)
     assert state is not None
     with preserved(source), preserved(compiled), torch.set_grad_enabled(training):
@@ -156,8 +159,6 @@ def _compile_now(compiled: nn.Module, source: nn.Module, example: Example, setti
         except Exception as error:
             _blame_example(source, example, error)
             raise
-    for found in torch_compat.break_reasons_since(start):
-        state.report.region(found.reason, found.file, found.line)
 
 
 def _blame_example(source: nn.Module, example: Example, error: Exception) -> None:

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
@@ -58,7 +58,7 @@ def save_artifact(module: nn.Module, example: Example | None, directory: str | P
     write_artifact(Path(directory), manifest, program, writer.weights, _sources(module, call))
 
 
-def _refuse(what: str, do: str = "") -> Any:
+def _refuse(what: str, do: str = "") -> NoReturn:
     raise UnsupportedError(what, do=do)
 
 
@@ -180,8 +180,8 @@ class _Writer:
         if not isinstance(result, torch.Tensor):
             if isinstance(result, _PLAIN):
                 return Source(kind="value", value=result)
-            return _refuse(f"output {i} is a {type(result).__name__}, which can't be saved",
-                           "Return tensors and plain values only (for Hugging Face models: use_cache=False).")
+            _refuse(f"output {i} is a {type(result).__name__}, which can't be saved",
+                    "Return tensors and plain values only (for Hugging Face models: use_cache=False).")
         for k, out in enumerate(self.call.outputs):
             if isinstance(out, torch.Tensor) and _same_memory(result, out):
                 return Source(kind="output", index=k)
@@ -191,7 +191,7 @@ class _Writer:
         for name, weight in self.named.items():
             if _same_memory(result, weight):
                 return Source(kind="weight", name=self._keep(name.replace(".", "__"), weight))
-        return _refuse(f"output {i} is a view that is made outside of the compiled graph, which can't be saved")
+        _refuse(f"output {i} is a view that is made outside of the compiled graph, which can't be saved")
 
     def leaves(self) -> list[Leaf]:
         """What the example's leaves must look like."""
@@ -203,8 +203,8 @@ class _Writer:
             return Leaf(tensor=True, dtype=str(value.dtype).removeprefix("torch."), shape=shape)
         if isinstance(value, _PLAIN):
             return Leaf(tensor=False, value=value)
-        return _refuse(f"argument leaf {i} is a {type(value).__name__}, which can't be saved",
-                       "Use tensors and plain values as example_inputs.")
+        _refuse(f"argument leaf {i} is a {type(value).__name__}, which can't be saved",
+                "Use tensors and plain values as example_inputs.")
 
     def ranges(self) -> dict[str, list[int]]:
         """Smallest and largest value of every symbol, as Dynamo's guards leave them; one value where a guard relates

@@ -116,8 +116,8 @@ class LoadedModel(nn.Module):
         if not same_structure(structure, self.manifest.argument_structure):
             raise InvalidInputError("arguments nested differently from the example the model was saved with")
         sizes: dict[str, int] = {}
-        for i, (leaf, wanted) in enumerate(zip(leaves, self.manifest.leaves, strict=True)):
-            self._check_leaf(i, leaf, wanted, sizes)
+        for i, (leaf, known) in enumerate(zip(leaves, self.manifest.leaves, strict=True)):
+            self._check_leaf(i, leaf, known, sizes)
         return leaves
 
     def _check_leaf(self, i: int, leaf: Any, wanted: Leaf, sizes: dict[str, int]) -> None:

@@ -57,11 +57,12 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: C
     _report_break(gm, report)
     report.add_dynamo(torch_compat.compile_started_ns())
     try:
+        known = len(report.graphs)
         ours = compile_with_aot(gm, example_inputs, settings, report)
         if settings.mode == "max":
             from .candidates import fastest
 
-            return fastest(gm, example_inputs, settings, report, ours)
+            return fastest(gm, example_inputs, report, ours, report.graphs[known:])
         return ours
     except torch_compat.control_flow_exceptions():
         raise

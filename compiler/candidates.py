@@ -16,19 +16,18 @@ import torch
 from torch import fx
 
 from ..runtime import torch_compat
-from .guard import fall_back, first_line
+from .guard import first_line
 from .measure import Timing, compare
 from .pipeline import copied_graph
 from .preserve import preserved
-from .report import CandidateRow, Report
-from .settings import CompileSettings
+from .report import CandidateRow, GraphReport, Report
 
 log = logging.getLogger(__name__)
 _WARM_CALLS = 2  # the first accepts kernels, the second builds what is left
 
 
-def fastest(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: CompileSettings, report: Report,
-            ours: Callable[..., Any]) -> Callable[..., Any]:
+def fastest(gm: fx.GraphModule, example_inputs: Sequence[Any], report: Report, ours: Callable[..., Any],
+            entries: Sequence[GraphReport]) -> Callable[..., Any]:
     """A callable that settles, on an early call, for `ours` or Inductor's version of `gm`."""
     with report.phase("inductor"):
         try:
@@ -38,16 +37,16 @@ def fastest(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Compile
         except Exception as error:
             report.note(f"Inductor failed on this graph ({type(error).__name__}: {first_line(error)})")
             return ours
-    return Contest(ours, theirs, gm, settings, report)
+    return Contest(ours, theirs, gm, report, entries)
 
 
 class Contest:
-    """Runs ours until both have been timed once per kind of call (with and without gradients), then the winner."""
+    """Runs ours until both have been timed, then the winner."""
 
     def __init__(self, ours: Callable[..., Any], theirs: Callable[..., Any], gm: fx.GraphModule,
-                 settings: CompileSettings, report: Report) -> None:
+                 report: Report, entries: Sequence[GraphReport]) -> None:
         self.ours, self.theirs, self.gm = ours, theirs, gm
-        self.settings, self.report = settings, report
+        self.report, self.entries = report, entries
         self._calls = 0
         self._winner: Callable[..., Any] | None = None
         self._lock = threading.Lock()
@@ -73,7 +72,7 @@ class Contest:
                 wrong = self._disagreement(args)
                 timing = compare(_step(self.ours, args, training), _step(self.theirs, args, training), device=device)
         except Exception as error:
-            fall_back(self.report, "Inductor's version of a graph", error)
+            self.report.note(f"Inductor's version was not timed ({type(error).__name__}: {first_line(error)})")
             return self.ours
         chosen = not wrong and timing.faster
         self._record(timing, "" if chosen else wrong or "Inductor is not faster")
@@ -89,9 +88,8 @@ class Contest:
         return _disagreement(got, eager)
 
     def _record(self, timing: Timing, reason: str) -> None:
-        for graph in self.report.graphs:
-            if graph.state == "ready" and not reason:
-                graph.chosen = "inductor"
+        for graph in self.entries:
+            graph.chosen = graph.chosen if reason else "inductor"
         self.report.candidate("inductor", CandidateRow(
             "whole graph", "dropped" if reason else "kept", reason, measured_before_s=timing.before_s,
             measured_after_s=timing.after_s))

@@ -202,7 +202,8 @@ def lint(gm: fx.GraphModule, candidate: Candidate) -> str | None:
         return f"graph lint: {error}"
     inputs = [n.meta.get("example_value") for n in candidate.inputs]
     outputs = [n.meta.get("example_value") for n in candidate.outputs]
-    mode = next((v.fake_mode for v in inputs if hasattr(v, "fake_mode")), None)
+    modes = (getattr(v, "fake_mode", None) for v in inputs)
+    mode = next((m for m in modes if m is not None), None)
     if mode is None or any(v is None for v in (*inputs, *outputs)):
         return None
     with mode, _no_grad():

@@ -103,6 +103,8 @@ def _read_pass(item: Any) -> PassSpec:
         raise InvalidInputError(f"{item!r} in passes",
                                 expected="a pass name or a Pass object (name, lossless, level, find)")
     _hashable("passes", item)
+    if item.level not in ("module", "graph"):
+        raise InvalidInputError(f"pass {item.name!r} at level {item.level!r}", expected="level 'module' or 'graph'")
     return item
 
 

@@ -30,6 +30,9 @@ def register_pass(make: Callable[[], Pass] | Pass, *, name: str | None = None, r
     if not isinstance(sample, Pass):
         raise InvalidInputError(f"{make!r}",
                                 expected="a Pass: an object with name, lossless, level and find(target, context)")
+    if sample.level == "aten":
+        raise InvalidInputError(f"pass {sample.name!r} at level 'aten'", expected="level 'module' or 'graph'",
+                                do="ATen graphs have no real inputs to check a rewrite on; see the how-to page.")
     key = name or sample.name
     with _guard:
         if key in known_passes() and not replace:

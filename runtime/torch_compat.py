@@ -253,7 +253,8 @@ def compile_with_inductor(gm: Any, example_inputs: Sequence[Any]) -> Callable[..
     to hand a Dynamo graph with symbolic sizes to another backend."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(gm, list(example_inputs))  # type: ignore[no-any-return]
+    compiled: Any = compile_fx(gm, list(example_inputs))
+    return compiled  # type: ignore[no-any-return]
 
 
 def handle_address(tensor: Any) -> int:

@@ -77,9 +77,10 @@ def test_a_compiled_model_inside_an_adapter() -> None:
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 def test_data_parallel_wrappers(wrapper: str) -> None:
     """Two processes; gradients equal one process's on the whole batch."""
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
-                          "--rdzv-endpoint=localhost:0", __file__, wrapper], capture_output=True, text=True, timeout=300,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+               "--rdzv-endpoint=localhost:0", __file__, wrapper]
+    run = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                         timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("gradients agree") == 2
 
