@@ -15,10 +15,12 @@ from ..runtime.triton_launch import Launch
 from .ir import DTYPES, Kernel
 from .triton import index_bound
 from .triton_axes import R, is_column_reduction, merge_axes, value_dims
-from .triton_schedule import form_of
+from .triton_schedule import form_of, live_elements
 
 INDEX_LIMIT = 2**31 - 2**21  # past it an index plus the slack of one block might not fit into 32 bits
 FEW_PROGRAMS = 512  # below it a pointwise launch uses blocks of one warp, to occupy more multiprocessors
+LIVE_PER_THREAD = 32  # element-level values a thread may hold at once; from about 48 on the compilers begin to spill
+MOST_WARPS = 16
 INTERPRETED_BLOCK = 16384  # the interpreter pays per program, not per element
 
 
@@ -61,11 +63,13 @@ def _config(kernel: Kernel, sizes: tuple[int, ...], interpret: bool) -> Launch:
     if form == "pointwise":
         xblock, rblock, warps = _pointwise(merged, rows)
     elif is_column_reduction(merged):
-        xblock, rblock, warps = _column(row)
+        xblock, rblock, warps = _column(row, form == "persistent")
     elif form == "persistent":
         xblock, rblock, warps = _persistent(merged, row)
     else:
         xblock, rblock, warps = _looped(row)
+    if form != "pointwise":
+        xblock, rblock, warps = _without_spills(merged, xblock, rblock, warps)
     if interpret:
         xblock, rblock = _interpreted(rows, row, form == "pointwise")
     constants = {"XBLOCK": xblock}
@@ -101,8 +105,25 @@ def _looped(row: int) -> tuple[int, int, int]:
     return rule.xblock, rule.tile // rule.xblock, rule.warps
 
 
-def _column(row: int) -> tuple[int, int, int]:
-    return COLUMN.xblock, max(1, min(COLUMN.tile // COLUMN.xblock, _next_power_of_2(row))), COLUMN.warps
+def _column(row: int, persistent: bool) -> tuple[int, int, int]:
+    block = _next_power_of_2(row)
+    return COLUMN.xblock, block if persistent else max(1, min(COLUMN.tile // COLUMN.xblock, block)), COLUMN.warps
+
+
+def _without_spills(kernel: Kernel, xblock: int, rblock: int, warps: int) -> tuple[int, int, int]:
+    """The block made smaller, then its warps more, until what lives at once fits into registers."""
+    live, looped, column = live_elements(kernel), form_of(kernel) == "looped", is_column_reduction(kernel)
+    narrowest, shortest = (16, 8) if column else (1, 256)
+    while xblock * rblock * live > LIVE_PER_THREAD * 32 * warps:
+        if looped and rblock > shortest:
+            rblock //= 2
+        elif xblock > narrowest:
+            xblock //= 2
+        elif warps < MOST_WARPS:
+            warps *= 2
+        else:
+            break
+    return xblock, rblock, warps
 
 
 def _interpreted(rows: int, row: int, pointwise: bool) -> tuple[int, int]:

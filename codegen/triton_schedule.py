@@ -9,7 +9,7 @@ Stores always come last: a launch may reuse an input's memory for an output, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,3 +96,30 @@ def _closure(kernel: Kernel, targets: Iterable[Stmt], inside: Callable[[str], bo
         chosen.append(stmt)
         needed.update(uses(stmt))
     return tuple(reversed(chosen))
+
+
+def live_elements(kernel: Kernel) -> int:
+    """How many element-level values are alive at once, accumulators included: registers per element of a block."""
+    dims = value_dims(kernel)
+    if form_of(kernel) == "looped":
+        return max(_most_alive(one.body, {s.src for s in one.reductions}, one.stores, dims) + _accumulators(one)
+                   for one in schedule(kernel).passes)
+    alive = live(kernel)
+    body = tuple(s for s in kernel.body if not isinstance(s, Store) and s.dst in alive)
+    return _most_alive(body, set(), tuple(s for s in kernel.body if isinstance(s, Store)), dims)
+
+
+def _accumulators(one: Pass) -> int:
+    return sum(3 if s.op in ("argmax", "argmin") else 1 for s in one.reductions)
+
+
+def _most_alive(body: tuple[Stmt, ...], kept: set[str], stores: tuple[Store, ...], dims: Mapping[str, Dims]) -> int:
+    """Walks `body` backwards from its end, where `kept` and what `stores` read are alive."""
+    alive = kept | {v for s in stores for v in uses(s)}
+    most = 0
+    for stmt in reversed(body):
+        assert not isinstance(stmt, Store)
+        alive.discard(stmt.dst)
+        alive |= set(uses(stmt))
+        most = max(most, sum(R in dims[v] for v in alive) + (R in dims[stmt.dst]))
+    return most

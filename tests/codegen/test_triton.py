@@ -16,9 +16,9 @@ from meshwright.codegen.ir_text import parse_kernel
 from meshwright.codegen.triton import index_bound, print_kernel_triton, print_module
 from meshwright.codegen.triton_axes import merge_axes
 from meshwright.codegen.triton_build import configure, triton_kernel
-from meshwright.codegen.triton_config import launch_config
+from meshwright.codegen.triton_config import LIVE_PER_THREAD, launch_config
 from meshwright.codegen.triton_ops import HELPERS
-from meshwright.codegen.triton_schedule import form_of
+from meshwright.codegen.triton_schedule import form_of, live_elements
 from meshwright.runtime.errors import CompileFailure, InvalidInputError, UnknownNameError
 from meshwright.runtime.triton_launch import Launch, TritonKernel
 
@@ -121,7 +121,25 @@ def test_row_size_decides_the_form(row: str, form: str) -> None:
 
 def test_column_reductions_are_wide_along_memory() -> None:
     launch = launch_config(COLUMN, [4096])
-    assert launch.constants["XBLOCK"] == 64 and launch.grid == 12
+    assert launch.constants["XBLOCK"] >= 32 and launch.constants["RBLOCK"] > 1
+
+
+def test_what_lives_at_once_decides_the_block() -> None:
+    """Ten rows that are all read before the first is used need smaller blocks than one row."""
+    def column(count: int) -> Kernel:
+        loads = [f" %{i}: f32 = load x{i}[256*r0 + p0]" for i in range(count)]
+        adds = [f" %{count + i}: f32 = mul %{count + i - 1 if i else 0}, %{count - 1 - i}" for i in range(count)]
+        inputs = ", ".join(f"x{i}: f32" for i in range(count))
+        head = [f"kernel k(s0, {inputs} -> y: f32)", " axes p0: 256, r0: s0 reduce"]
+        return parse_kernel("\n".join([*head, *loads, *adds, f" %r: f32 = reduce_sum %{2 * count - 1}",
+                                       " store y[p0] = %r"]))
+
+    def elements(kernel: Kernel) -> int:
+        launch = launch_config(kernel, [4096])
+        return launch.constants["XBLOCK"] * launch.constants["RBLOCK"] // (32 * launch.num_warps)
+
+    assert live_elements(column(1)) < live_elements(column(10)) == 12
+    assert elements(column(10)) * 12 <= LIVE_PER_THREAD * 2 and elements(column(10)) < elements(column(1))
 
 
 @pytest.mark.parametrize(("rows", "wide"), [(1000, False), (2**31 // 768 - 5000, False), (2**31 // 768 + 1, True)])
