@@ -61,9 +61,10 @@ def build_runner(program: Program) -> Any:
 
     kernels = [parse_kernel(text) for text in program.kernels.values()]
     if program.device != "cpu":
+        from ..codegen.program_graphs import load_program_cuda
         from ..codegen.triton_build import triton_kernels
 
-        return load_program_python(program, dict(triton_kernels({k.name: k for k in kernels})))
+        return load_program_cuda(program, triton_kernels({k.name: k for k in kernels}))
     from ..codegen.cpp import compile_kernels
     from ..codegen.program_cpp_run import compile_program
 

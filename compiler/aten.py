@@ -117,6 +117,10 @@ class CompiledGraph:
             except Unsupported as why:
                 self.report.note(f"{self.entry.name} is driven from Python: {why}")
         self.entry.source = print_program_python(program)
+        if program.device == "cuda":
+            from ..codegen.program_graphs import load_program_cuda
+
+            return load_program_cuda(program, kernels.result())
         return load_program_python(program, kernels.result())
 
     # -- call ---------------------------------------------------------------------------------
