@@ -124,7 +124,7 @@ class _ProgramPrinter:
             case Release(names=names):
                 self.line(f"del {', '.join(_name(n) for n in names)}")
             case _:  # a step that only the C++ host knows
-                raise ArtifactError(f"a step of kind {step.kind!r}", expected="alloc, view, launch, gemm, call or release")
+                raise ArtifactError(f"a step of kind {step.kind!r}", expected="one that Python can run")
 
     def _gemm(self, step: Gemm) -> None:
         out, a, b = _name(step.out), _name(step.a), _name(step.b)
