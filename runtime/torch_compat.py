@@ -47,16 +47,22 @@ def aot_autograd(gm: Any, example_inputs: Sequence[Any], *, forward: GraphCompil
                  inference: GraphCompiler, decompositions: Mapping[Any, Any]) -> Callable[..., Any]:
     """Run AOTAutograd on a Dynamo graph; each compiler turns an ATen graph with fake inputs into a boxed callable.
 
-    Wraps `torch._dynamo.backends.common.aot_autograd`: the public `functorch.compile.aot_module` neither keeps input
-    mutations in inference graphs nor guards the compiled backward against being traced again.
+    Wraps `torch._functorch.aot_autograd.aot_module_simplified`: the public `functorch.compile.aot_module` takes no
+    Dynamo graph, and `torch._dynamo.backends.common.aot_autograd` imports Inductor's scheduler. Like it, this keeps
+    Dynamo away from the compiled code, which autograd may call while something else is being traced.
     """
+    import torch
     from functorch.compile import min_cut_rematerialization_partition
-    from torch._dynamo.backends.common import aot_autograd as make_backend
+    from torch._functorch.aot_autograd import aot_module_simplified
 
-    backend = make_backend(fw_compiler=forward, bw_compiler=backward, inference_compiler=inference,
-                           decompositions=dict(decompositions), partition_fn=min_cut_rematerialization_partition,
-                           keep_inference_input_mutations=True)
-    return backend(gm, example_inputs)  # type: ignore[no-any-return]
+    def untraced_backward(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return torch.compiler.disable(torch.compiler.disable(backward)(*args, **kwargs))  # type: ignore[no-any-return]
+
+    compiled = aot_module_simplified(
+        gm, list(example_inputs), fw_compiler=forward, bw_compiler=untraced_backward, inference_compiler=inference,
+        decompositions=dict(decompositions), partition_fn=min_cut_rematerialization_partition,
+        keep_inference_input_mutations=True)
+    return torch.compiler.disable(compiled)  # type: ignore[no-any-return]
 
 
 def mark_boxed(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
