@@ -184,7 +184,7 @@ def _fresh_bytes_per_s() -> float:
     import torch
 
     size = FRESH_ABOVE_BYTES + (2 << 20)
-    return size / best_s(lambda: torch.empty(size, dtype=torch.uint8).zero_(), repeats=1)
+    return size / best_s(lambda: torch.empty(size, dtype=torch.uint8).zero_(), repeats=3)
 
 
 def _region_s(threads: int, eager_op_s: float) -> float:
