@@ -236,7 +236,8 @@ def _report(given: argparse.Namespace, device: Device, rows: Sequence[Row]) -> i
     print(goal_line("rank correlation of predicted and measured gain", correlation, GOAL))
     if not given.no_write:
         path = write_result("predicted_vs_measured" + ("_quick" if given.quick else ""), {
-            "threads": given.threads, "rounds": given.rounds, "load_average": os.getloadavg(), "rank_correlation": correlation, "goal": GOAL,
+            "threads": given.threads, "rounds": given.rounds, "load_average": os.getloadavg(),
+            "rank_correlation": correlation, "goal": GOAL,
             "device": device.as_dict(), "columns": COLUMNS, "table": table,
             "rows": [{k: round(v, 9) if isinstance(v, float) else v for k, v in vars(r).items()} for r in rows]})
         print(f"written: {path.relative_to(ROOT)}")
