@@ -31,7 +31,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy -p meshwright
 
 sweep: $(VENV)/.test
-	$(SWEEP_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(SWEEP_ENV) $(BIN)/python -m benchmarks.sweep $(PYTEST_ARGS)
 
 # An environment of its own, without constraints: the oldest torch and triton decide what else fits.
 compat: $(VENV)-compat/.compat

@@ -1,7 +1,8 @@
 """One compilation in a fresh process, timed; prints one JSON line. Started by cpu_models, twice per cache directory.
 
-`backend_s`: from the moment Dynamo hands its (first) graph over to the first result: AOTAutograd, the compiler, the first
-run. `first_call_s`: the whole first call, Dynamo included. Importing the model and building its weights are outside both;
+`backend_s`: from the moment Dynamo hands its (first) graph over to the first result: AOTAutograd, the compiler, the
+first run. `first_call_s`: the whole first call, Dynamo included. Importing the model and building its weights are
+outside both;
 importing the backend itself is inside both, for every backend.
 """
 
@@ -49,8 +50,14 @@ def in_fresh_processes(model_name: str, backend: str, threads: int) -> dict[str,
     """Cold and warm: two processes one after the other, sharing cache directories that start empty."""
     out = {}
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "MESHWRIGHT_CACHE_DIR": f"{folder}/meshwright",
-               "TRITON_CACHE_DIR": f"{folder}/triton", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+        env = {
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
+            "MESHWRIGHT_CACHE_DIR": f"{folder}/meshwright",
+            "TRITON_CACHE_DIR": f"{folder}/triton",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(threads),
+        }
         for state in ("cold", "warm"):
             command = [sys.executable, __file__, "--model", model_name, "--backend", backend, "--threads", str(threads)]
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

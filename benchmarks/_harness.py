@@ -47,12 +47,14 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def interleave(legs: Sequence[Leg], *, rounds: int = 15, warmup: int = 3, slice_s: float = 0.05,
-               limit_s: float = 60.0) -> dict[str, Timing]:
+def interleave(
+    legs: Sequence[Leg], *, rounds: int = 15, warmup: int = 3, slice_s: float = 0.05, limit_s: float = 60.0
+) -> dict[str, Timing]:
     """Time `legs` in turns and give seconds per call by name.
 
-    Each leg is warmed up, then called in slices of about `slice_s` seconds so that the clock's resolution and the caches
-    left by the leg before matter little. Stops after `rounds` rounds, or after `limit_s` seconds but never before 5 rounds.
+    Each leg is warmed up, then called in slices of about `slice_s` seconds so that the clock's resolution and the
+    caches left by the leg before matter little. Stops after `rounds` rounds, or after `limit_s` seconds but never
+    before 5 rounds.
     """
     repeats = {leg.name: _repeats(leg, warmup, slice_s) for leg in legs}
     seconds: dict[str, list[float]] = {leg.name: [] for leg in legs}
@@ -115,8 +117,14 @@ def hardware() -> dict[str, Any]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": cpu_name(), "isa": torch.backends.cpu.get_cpu_capability(), "cpus": cpus, "memory_bytes": memory,
-            "gpus": gpus, "system": f"{platform.system()} {platform.machine()}"}
+    return {
+        "cpu": cpu_name(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "cpus": cpus,
+        "memory_bytes": memory,
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def hardware_slug(found: Mapping[str, Any] | None = None) -> str:
@@ -141,8 +149,13 @@ def versions() -> dict[str, str]:
 def write_result(name: str, payload: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Write `folder/<name>-<hardware>.json` with date, hardware and versions beside `payload`."""
     found = hardware()
-    document = {"benchmark": name, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                "hardware": found, "versions": versions(), **payload}
+    document = {
+        "benchmark": name,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "hardware": found,
+        "versions": versions(),
+        **payload,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{hardware_slug(found)}.json"
     path.write_text(json.dumps(document, indent=1, default=str) + "\n")

@@ -15,10 +15,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 BLOCKED = (
-    "torch._inductor.compile_fx", "torch._inductor.compile_fx_ext", "torch._inductor.compile_fx_subproc",
-    "torch._inductor.compile_fx_async", "torch._inductor.graph", "torch._inductor.freezing",
-    "torch._inductor.fx_passes.pre_grad", "torch._inductor.fx_passes.joint_graph", "torch._inductor.fx_passes.post_grad",
-    "torch._inductor.fx_passes.freezing_patterns", "torch._inductor.fx_passes.mkldnn_fusion",
+    "torch._inductor.compile_fx",
+    "torch._inductor.compile_fx_ext",
+    "torch._inductor.compile_fx_subproc",
+    "torch._inductor.compile_fx_async",
+    "torch._inductor.graph",
+    "torch._inductor.freezing",
+    "torch._inductor.fx_passes.pre_grad",
+    "torch._inductor.fx_passes.joint_graph",
+    "torch._inductor.fx_passes.post_grad",
+    "torch._inductor.fx_passes.freezing_patterns",
+    "torch._inductor.fx_passes.mkldnn_fusion",
 )
 
 
@@ -32,7 +39,9 @@ class _Guard:
     def __init__(self) -> None:
         self.fired: list[str] = []
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name in BLOCKED:
             self.fired.append(name)
             raise InductorUsed(f"{name} is blocked in this leg")

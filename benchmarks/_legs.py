@@ -29,9 +29,11 @@ def output_of(result: Any, name: str) -> torch.Tensor:
 
 def _leg(name: str, function: Callable[..., Any], inputs: Inputs) -> Leg:
     """A leg that was called once already: compiled before anything is timed."""
+
     def call() -> Any:
         with torch.inference_mode():
             return function(**inputs)
+
     call()
     call()
     return Leg(name, call)
@@ -50,11 +52,14 @@ def freezing(model: nn.Module, inputs: Inputs) -> Leg:
     import torch._inductor.config as config
 
     with config.patch(freezing=True):
-        return _leg("freezing", torch.compile(copy.deepcopy(model), backend="inductor", options={"freezing": True}), inputs)
+        return _leg(
+            "freezing", torch.compile(copy.deepcopy(model), backend="inductor", options={"freezing": True}), inputs
+        )
 
 
 def onnxruntime(model: nn.Module, inputs: Inputs, folder: Path, output: str) -> Leg:
-    """ONNX Runtime fp32 through the dynamo exporter: a session per thread count, workers that do not spin after a run."""
+    """ONNX Runtime fp32 through the dynamo exporter: a session per thread count, workers that do not spin after a
+    run."""
     import onnxruntime as ort
 
     path = folder / "model.onnx"
@@ -109,8 +114,14 @@ def build(name: str, model: nn.Module, inputs: Inputs, folder: Path, output: str
     """The leg `name`, compiled. Dynamo's caches are per leg: every leg wraps its own shallow copy of the model."""
     started = time.perf_counter()
     own = copy.copy(model)
-    makers = {"eager": eager, "inductor": inductor, "freezing": freezing, OURS[0]: ours_backend, OURS[1]: ours_compile,
-              OURS[2]: ours_max}
+    makers = {
+        "eager": eager,
+        "inductor": inductor,
+        "freezing": freezing,
+        OURS[0]: ours_backend,
+        OURS[1]: ours_compile,
+        OURS[2]: ours_max,
+    }
     leg = onnxruntime(own, inputs, folder, output) if name == "onnxruntime" else makers[name](own, inputs)
     print(f"    {name}: ready after {time.perf_counter() - started:.1f} s", flush=True)
     return leg

@@ -1,4 +1,5 @@
-"""The benchmark models: name → module in eval mode and keyword inputs. No network: all but MiniLM have random weights."""
+"""The benchmark models: name → module in eval mode and keyword inputs. No network: all but MiniLM have random
+weights."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def _bert(batch: int, length: int = 128) -> tuple[nn.Module, Inputs]:
     from transformers import BertConfig, BertModel
 
     model = BertModel(BertConfig())
-    return model, {"input_ids": _ids(batch, length, 30522), "attention_mask": torch.ones(batch, length, dtype=torch.long)}
+    return model, {
+        "input_ids": _ids(batch, length, 30522),
+        "attention_mask": torch.ones(batch, length, dtype=torch.long),
+    }
 
 
 def _gpt2() -> tuple[nn.Module, Inputs]:
@@ -61,8 +65,15 @@ def _gpt2() -> tuple[nn.Module, Inputs]:
 def llama_config() -> Any:
     from transformers import LlamaConfig
 
-    return LlamaConfig(vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=4,
-                       num_attention_heads=8, num_key_value_heads=4, use_cache=False)
+    return LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        use_cache=False,
+    )
 
 
 def _llama() -> tuple[nn.Module, Inputs]:
@@ -87,15 +98,18 @@ def _image() -> torch.Tensor:
     return torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
 
 
-MODELS = {m.name: m for m in (
-    BenchModel("minilm", _minilm, "last_hidden_state"),
-    BenchModel("bert_base_b1", lambda: _bert(1), "last_hidden_state"),
-    BenchModel("bert_base_b8", lambda: _bert(8), "last_hidden_state"),
-    BenchModel("gpt2_small", _gpt2, "logits"),
-    BenchModel("llama_4x512", _llama, "logits"),
-    BenchModel("vit_b16", _vit, "last_hidden_state"),
-    BenchModel("resnet50", _resnet, "logits"),
-)}
+MODELS = {
+    m.name: m
+    for m in (
+        BenchModel("minilm", _minilm, "last_hidden_state"),
+        BenchModel("bert_base_b1", lambda: _bert(1), "last_hidden_state"),
+        BenchModel("bert_base_b8", lambda: _bert(8), "last_hidden_state"),
+        BenchModel("gpt2_small", _gpt2, "logits"),
+        BenchModel("llama_4x512", _llama, "logits"),
+        BenchModel("vit_b16", _vit, "last_hidden_state"),
+        BenchModel("resnet50", _resnet, "logits"),
+    )
+}
 
 
 def load(name: str) -> tuple[nn.Module, Inputs]:
@@ -113,7 +127,10 @@ def _bert_training() -> tuple[nn.Module, Inputs]:
 
     ids = _ids(4, 128, 30522)
     return BertForSequenceClassification(BertConfig()), {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.tensor([0, 1, 1, 0]),
+    }
 
 
 def _llama_training() -> tuple[nn.Module, Inputs]:

@@ -26,6 +26,7 @@ def _step(model: Callable[..., Any], parameters: Iterable[nn.Parameter], inputs:
         loss.backward()
         optimizer.step()
         return float(loss.detach())
+
     return step
 
 

@@ -89,14 +89,20 @@ def _inference(name: str, given: argparse.Namespace) -> dict[str, Any]:
             try:
                 legs.append(build(leg, model, inputs, Path(folder), MODELS[name].output))
             except Exception as error:  # a leg that can't be built is reported, the others are still worth timing
-                missing[leg] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:300]
+                missing[leg] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[
+                    :300
+                ]
                 print(f"    {leg}: MISSING, {missing[leg]}", flush=True)
         with torch.inference_mode():
             truth = output_of(model(**inputs), MODELS[name].output).float()
         errors = {leg.name: _agrees(leg, truth, MODELS[name].output) for leg in legs}
         runs = {threads: _time(legs, threads, given.rounds) for threads in given.threads}
-    return {"model": name, "missing": missing, "relative_error": errors,
-            "seconds": {t: {n: list(x.seconds) for n, x in found.items()} for t, found in runs.items()}}
+    return {
+        "model": name,
+        "missing": missing,
+        "relative_error": errors,
+        "seconds": {t: {n: list(x.seconds) for n, x in found.items()} for t, found in runs.items()},
+    }
 
 
 def _time(legs: list[Leg], threads: int, rounds: int) -> dict[str, Timing]:
@@ -128,8 +134,19 @@ def _child(given: argparse.Namespace) -> None:
 def _run_child(kind: str, name: str, given: argparse.Namespace) -> dict[str, Any]:
     print(f"  {kind}: {name}", flush=True)
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        command = [sys.executable, __file__, "--child", kind, "--model", name, "--out", out.name, "--rounds",
-                   str(given.rounds), *(x for t in given.threads for x in ("--threads", str(t)))]
+        command = [
+            sys.executable,
+            __file__,
+            "--child",
+            kind,
+            "--model",
+            name,
+            "--out",
+            out.name,
+            "--rounds",
+            str(given.rounds),
+            *(x for t in given.threads for x in ("--threads", str(t))),
+        ]
         command += [f for f, on in (("--no-peers", given.no_peers), ("--no-max", given.no_max)) if on]
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "MESHWRIGHT_STRICT": "1", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(command, check=False, env=env)
@@ -217,16 +234,33 @@ def _show_compile_times(found: list[dict[str, Any]]) -> None:
         for state in ("cold", "warm"):
             a, b = ours[state], peer[state]
             shares.append((state, a["backend_s"] / b["backend_s"], a["first_call_s"] / b["first_call_s"]))
-            rows.append([name, state, a["backend_s"], b["backend_s"], shares[-1][1], a["first_call_s"], b["first_call_s"],
-                         shares[-1][2]])
-    print_table("Compile time in seconds", ["model", "cache", "backend: ours", "Inductor", "share", "first call: ours",
-                                            "Inductor", "share"], rows)
+            rows.append(
+                [
+                    name,
+                    state,
+                    a["backend_s"],
+                    b["backend_s"],
+                    shares[-1][1],
+                    a["first_call_s"],
+                    b["first_call_s"],
+                    shares[-1][2],
+                ]
+            )
+    print_table(
+        "Compile time in seconds",
+        ["model", "cache", "backend: ours", "Inductor", "share", "first call: ours", "Inductor", "share"],
+        rows,
+    )
     for state in ("cold", "warm"):
         inside = geometric_mean([s[1] for s in shares if s[0] == state])
         whole = geometric_mean([s[2] for s in shares if s[0] == state])
         if not math.isnan(inside):
-            print(goal_line(f"{state}, inside the backend, share of Inductor's", inside, GOALS["backend"], at_least=False))
-            print(goal_line(f"{state}, whole first call, share of Inductor's", whole, GOALS["first_call"], at_least=False))
+            print(
+                goal_line(f"{state}, inside the backend, share of Inductor's", inside, GOALS["backend"], at_least=False)
+            )
+            print(
+                goal_line(f"{state}, whole first call, share of Inductor's", whole, GOALS["first_call"], at_least=False)
+            )
 
 
 def main() -> None:

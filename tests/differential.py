@@ -1,8 +1,8 @@
 """Running traced graphs kernel by kernel, outside of the compiler, for the OpInfo and fuzz suites.
 
-`trace` makes an ATen graph with Meshwright's decompositions, `KernelGraph` groups it into kernels, `compile_graphs` compiles
-the kernels of many graphs at once (a few translation units) with either printer. Nothing is checked, measured or dropped on
-the way, as the compiler's acceptance would: a wrong kernel gives a wrong result here.
+`trace` makes an ATen graph with Meshwright's decompositions, `KernelGraph` groups it into kernels, `compile_graphs`
+compiles the kernels of many graphs at once (a few translation units) with either printer. Nothing is checked,
+measured or dropped on the way, as the compiler's acceptance would: a wrong kernel gives a wrong result here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ POISON = 0x5B  # fills outputs before a kernel runs, so that an element it does 
 def trace(function: Callable[..., Any], inputs: Sequence[torch.Tensor], dynamic: bool = False) -> fx.GraphModule:
     """The ATen graph of `function(*inputs)`, functional but for `copy_` into mutated inputs at its end."""
     functional = torch.func.functionalize(function, remove="mutations")
-    gm = make_fx(functional, decomposition_table=decompositions(), tracing_mode="symbolic" if dynamic else "fake",
-                 _allow_non_fake_inputs=True)(*inputs)
+    gm = make_fx(
+        functional,
+        decomposition_table=decompositions(),
+        tracing_mode="symbolic" if dynamic else "fake",
+        _allow_non_fake_inputs=True,
+    )(*inputs)
     gm.graph.eliminate_dead_code()
     return gm
 
@@ -59,8 +63,7 @@ class KernelGraph:
 
     @property
     def kernels(self) -> list[Kernel]:
-        return [g.built.kernel.renamed(self.names[g.built.key]) for g in
-                {g.built.key: g for g in self.groups}.values()]
+        return [g.built.kernel.renamed(self.names[g.built.key]) for g in {g.built.key: g for g in self.groups}.values()]
 
     @property
     def emitted(self) -> set[str]:
@@ -174,12 +177,14 @@ def widen(value: Any) -> Any:
     return pytree.tree_map(lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, value)
 
 
-def difference(got: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, *, own_factor: float = 2.0,
-               ulps: float = 4.0) -> str | None:
+def difference(
+    got: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, *, own_factor: float = 2.0, ulps: float = 4.0
+) -> str | None:
     """Why `got` is not as good as eager's result, or None.
 
-    Floats: error against the float64 truth at most `own_factor` × eager's own largest error + `ulps` ulp of the output's
-    scale, NaN and infinities where eager has them. Integers and bools: equal to eager. Shape and dtype: equal to eager.
+    Floats: error against the float64 truth at most `own_factor` × eager's own largest error + `ulps` ulp of the
+    output's scale, NaN and infinities where eager has them. Integers and bools: equal to eager. Shape and dtype:
+    equal to eager.
     """
     if got.shape != eager.shape or got.dtype != eager.dtype:
         return f"{got.dtype}{list(got.shape)}, eager gives {eager.dtype}{list(eager.shape)}"
@@ -190,12 +195,12 @@ def difference(got: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, *, o
         return f"{int(wrong.sum())} of {eager.numel()} elements differ from eager" if bool(wrong.any()) else None
     if not torch.equal(got.isnan(), eager.isnan()):
         return f"NaN at {int((got.isnan() != eager.isnan()).sum())} other places than in eager"
-    return _float_difference(got.double(), eager.double(), truth.double(), torch.finfo(eager.dtype), own_factor,
-                             ulps)
+    return _float_difference(got.double(), eager.double(), truth.double(), torch.finfo(eager.dtype), own_factor, ulps)
 
 
-def _float_difference(got: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, info: torch.finfo,
-                      own_factor: float, ulps: float) -> str | None:
+def _float_difference(
+    got: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, info: torch.finfo, own_factor: float, ulps: float
+) -> str | None:
     infinite = (got.isinf() | eager.isinf()) & (got != eager)
     if bool((infinite & (truth.abs() < info.max * 0.99)).any()):
         return "an infinity where eager has none, or the other way round"

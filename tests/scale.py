@@ -20,8 +20,10 @@ def sampled(items: Sequence[Any], count: int, *, always: Sequence[Any] = (), see
     """`items` as pytest parameters: `count` of them (and `always`) run in every test run, the others in the sweep."""
     drawn = random.Random(seed).sample(range(len(items)), min(count, len(items)))
     chosen = {*drawn, *(i for i, item in enumerate(items) if item in always)}
-    return [pytest.param(x, id=str(x)) if i in chosen else pytest.param(x, id=str(x), marks=pytest.mark.sweep)
-            for i, x in enumerate(items)]
+    return [
+        pytest.param(x, id=str(x)) if i in chosen else pytest.param(x, id=str(x), marks=pytest.mark.sweep)
+        for i, x in enumerate(items)
+    ]
 
 
 def size(sample: int, full: int) -> int:

@@ -17,8 +17,9 @@ from meshwright.compiler.report import Report
 
 # Every kernel runs, none is dropped for being slow or wrong: the comparison below must see all of them.
 EVERY_KERNEL = {"check": False, "measure": False}
-# A model chains hundreds of operations, each rounded in its own order: what is left of 24 bits at its end differs between
-# two correct implementations by a few times eager's own error, and small gradients are sums of large cancelling terms.
+# A model chains hundreds of operations, each rounded in its own order: what is left of 24 bits at its end differs
+# between two correct implementations by a few times eager's own error, and small gradients are sums of large
+# cancelling terms.
 RELATIVE, OF_LARGEST = 2e-5, 2e-6
 
 
@@ -57,13 +58,15 @@ def assert_close(got: Result, eager: Result, truth: Result) -> None:
     """Error ≤ 2 × eager's own + 2e-5 of the tensor's scale + 2e-6 of the largest gradient (see above)."""
     assert got.outputs.keys() == eager.outputs.keys() and got.gradients.keys() == eager.gradients.keys()
     assert got.outputs, "the model has no floating output"
-    problems = _problems(got.outputs, eager.outputs, truth.outputs) + _problems(got.gradients, eager.gradients,
-                                                                               truth.gradients)
+    problems = _problems(got.outputs, eager.outputs, truth.outputs) + _problems(
+        got.gradients, eager.gradients, truth.gradients
+    )
     assert not problems, "\n".join(problems[:8])
 
 
-def _problems(got: Mapping[str, torch.Tensor], eager: Mapping[str, torch.Tensor],
-              truth: Mapping[str, torch.Tensor]) -> list[str]:
+def _problems(
+    got: Mapping[str, torch.Tensor], eager: Mapping[str, torch.Tensor], truth: Mapping[str, torch.Tensor]
+) -> list[str]:
     largest = max((float(t.abs().max()) for t in truth.values() if t.numel()), default=0.0)
     out = []
     for name, g in got.items():
@@ -102,8 +105,9 @@ def assert_no_fall_back(reports: list[Report]) -> None:
     assert sum(g.kernels for r in reports for g in r.graphs) > 0, "no kernel was emitted"
 
 
-def against_eager(model: nn.Module, inputs: Mapping[str, torch.Tensor], compile_model: Callable[[nn.Module], Any],
-                  calls: int = 2) -> list[Report]:
+def against_eager(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], compile_model: Callable[[nn.Module], Any], calls: int = 2
+) -> list[Report]:
     """Compare the last of `calls` calls (a graph's first call runs in eager while it is accepted) with eager."""
     wide = copy.deepcopy(model).double()
     truth, eager = run(wide, wide, widened(inputs)), run(model, model, inputs)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ..scale import sampled
-from .compare import against_eager, EVERY_KERNEL
-from .zoo import Architecture, ARCHITECTURES
+from .compare import EVERY_KERNEL, against_eager
+from .zoo import ARCHITECTURES, Architecture
 
 pytest.importorskip("transformers")
 
@@ -25,10 +25,14 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("architecture", sampled(ARCHITECTURES, 8))
-def test_forward_and_backward_agree_with_eager(architecture: Architecture,
-                                               record_property: pytest.FixtureRequest) -> None:
-    reports = against_eager(architecture.build(), architecture.inputs(),
-                            lambda m: torch.compile(m, backend="meshwright", options=EVERY_KERNEL))
+def test_forward_and_backward_agree_with_eager(
+    architecture: Architecture, record_property: pytest.FixtureRequest
+) -> None:
+    reports = against_eager(
+        architecture.build(),
+        architecture.inputs(),
+        lambda m: torch.compile(m, backend="meshwright", options=EVERY_KERNEL),
+    )
     graphs = [g for r in reports for g in r.graphs]
     record_property("graphs", len(graphs))
     record_property("kernels", sum(g.kernels for g in graphs))

@@ -12,8 +12,8 @@ import torch
 from ..differential import KernelGraph, Printer, compile_graphs, difference, flat, trace, widen
 from .program import Line, Program
 
-# Chains of 60 operations amplify last-bit differences, and on a handful of elements eager's own error can be lucky: hence
-# wider than the 2 and 4 that single operators are held to. A wrong kernel is off by far more.
+# Chains of 60 operations amplify last-bit differences, and on a handful of elements eager's own error can be lucky:
+# hence wider than the 2 and 4 that single operators are held to. A wrong kernel is off by far more.
 OWN_FACTOR, ULPS = 16.0, 256.0
 
 
@@ -125,14 +125,14 @@ def _candidates_until_fixed(failure: Failure) -> Iterable[Program]:
         for name in dict.fromkeys(program.outputs):
             yield pruned(program, (name,))
         for k in range(len(program.outputs)):
-            yield pruned(program, program.outputs[:k] + program.outputs[k + 1:])
+            yield pruned(program, program.outputs[:k] + program.outputs[k + 1 :])
     named = [line.target for line in program.lines if line.target is not None]
     for name in reversed(named):
         if name not in program.outputs:
             yield pruned(program, (name,))
     for k, line in enumerate(program.lines):
         if line.target is None:
-            yield replace(program, lines=program.lines[:k] + program.lines[k + 1:], _cache={})
+            yield replace(program, lines=program.lines[:k] + program.lines[k + 1 :], _cache={})
     for line in program.lines:
         yield from (bypassed(program, line, name) for name in line.uses if line.target is not None)
     if program.has_grad:
@@ -141,10 +141,15 @@ def _candidates_until_fixed(failure: Failure) -> Iterable[Program]:
 
 def bypassed(program: Program, line: Line, operand: str) -> Program:
     """`program` without `line`: `operand` stands for its result (torch decides whether that is still a program)."""
+
     def rename(text: str) -> str:
         return re.sub(rf"\b{line.target}\b", operand, text)
-    rest = tuple(replace(o, text=rename(o.text), uses=tuple(dict.fromkeys(map(rename, o.uses))))
-                 for o in program.lines if o is not line)
+
+    rest = tuple(
+        replace(o, text=rename(o.text), uses=tuple(dict.fromkeys(map(rename, o.uses))))
+        for o in program.lines
+        if o is not line
+    )
     return replace(program, lines=rest, outputs=tuple(map(rename, program.outputs)), _cache={})
 
 
@@ -168,5 +173,3 @@ def _still_fails(run: Run, printer: Printer) -> Failure | None:
         return None
     found = failures([run], printer)
     return found[0] if found else None
-
-

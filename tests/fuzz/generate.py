@@ -1,8 +1,8 @@
 """Seeded programs of 10–60 nodes: element-wise chains in mixed dtypes, views, reductions, gathers, mutation, gradients.
 
 The generator runs every statement as it writes it, so dtypes are torch's own and a statement torch rejects is not kept.
-Discontinuous operations (comparisons, argmax, rounding to bf16) are applied to *exact* values only, inputs and integers,
-because a last-bit difference elsewhere would rightly flip them. Magnitudes are kept near 1.
+Discontinuous operations (comparisons, argmax, rounding to bf16) are applied to *exact* values only, inputs and
+integers, because a last-bit difference elsewhere would rightly flip them. Magnitudes are kept near 1.
 """
 
 from __future__ import annotations
@@ -16,36 +16,107 @@ import torch
 from .program import DTYPES, Input, Line, Program, namespace
 
 FLOAT_UNARY = (
-    "torch.tanh({0})", "torch.sigmoid({0})", "F.gelu({0})", "F.gelu({0}, approximate='tanh')", "F.silu({0})", "F.relu({0})",
-    "-{0}", "{0}.abs()", "torch.sqrt({0}.abs() + 0.5)", "torch.rsqrt({0}.abs() + 0.5)", "torch.erf({0})", "torch.sin({0})",
-    "torch.log1p({0}.abs())", "torch.exp(torch.tanh({0}))", "{0} * 0.5 + 1.25", "F.leaky_relu({0}, 0.1)", "1.5 - {0}",
-    "{0}.clamp(-1.0, 2.0)", "F.softplus({0})", "torch.tanh({0}).square()", "torch.cos({0})", "{0}.clone()", "{0} / 3.0",
-    "torch.expm1(torch.tanh({0}))", "torch.reciprocal({0}.abs() + 1.0)", "torch.tanh({0}) ** 3", "{0}.contiguous()",
+    "torch.tanh({0})",
+    "torch.sigmoid({0})",
+    "F.gelu({0})",
+    "F.gelu({0}, approximate='tanh')",
+    "F.silu({0})",
+    "F.relu({0})",
+    "-{0}",
+    "{0}.abs()",
+    "torch.sqrt({0}.abs() + 0.5)",
+    "torch.rsqrt({0}.abs() + 0.5)",
+    "torch.erf({0})",
+    "torch.sin({0})",
+    "torch.log1p({0}.abs())",
+    "torch.exp(torch.tanh({0}))",
+    "{0} * 0.5 + 1.25",
+    "F.leaky_relu({0}, 0.1)",
+    "1.5 - {0}",
+    "{0}.clamp(-1.0, 2.0)",
+    "F.softplus({0})",
+    "torch.tanh({0}).square()",
+    "torch.cos({0})",
+    "{0}.clone()",
+    "{0} / 3.0",
+    "torch.expm1(torch.tanh({0}))",
+    "torch.reciprocal({0}.abs() + 1.0)",
+    "torch.tanh({0}) ** 3",
+    "{0}.contiguous()",
 )
 FLOAT_BINARY = (
-    "{0} + {1}", "{0} - {1}", "{0} * torch.tanh({1})", "{0} / ({1}.abs() + 0.5)", "torch.maximum({0}, {1})",
-    "torch.minimum({0}, {1})", "torch.atan2({0}, {1}.abs() + 1.0)", "torch.sub({0}, {1}, alpha=2)",
+    "{0} + {1}",
+    "{0} - {1}",
+    "{0} * torch.tanh({1})",
+    "{0} / ({1}.abs() + 0.5)",
+    "torch.maximum({0}, {1})",
+    "torch.minimum({0}, {1})",
+    "torch.atan2({0}, {1}.abs() + 1.0)",
+    "torch.sub({0}, {1}, alpha=2)",
     "(torch.sigmoid({0}) + 0.5) ** torch.tanh({1})",
 )
 INT_UNARY = (
-    "-{0}", "{0}.abs()", "{0}.sign()", "~{0}", "{0}.clamp(-3, 7)", "{0} // 3", "{0} % 5", "torch.fmod({0}, 4)", "{0} * 3 + 1",
-    "torch.div({0}, 4, rounding_mode='trunc')", "{0}.to(torch.int8).to(torch.int64)", "{0}.to(torch.int32)", "7 - {0}",
-    "{0}.to(torch.uint8)", "{0}.to(torch.int64)", "{0}.clone()", "{0} ** 2", "({0} * 77).to(torch.int8).to(torch.int32)",
+    "-{0}",
+    "{0}.abs()",
+    "{0}.sign()",
+    "~{0}",
+    "{0}.clamp(-3, 7)",
+    "{0} // 3",
+    "{0} % 5",
+    "torch.fmod({0}, 4)",
+    "{0} * 3 + 1",
+    "torch.div({0}, 4, rounding_mode='trunc')",
+    "{0}.to(torch.int8).to(torch.int64)",
+    "{0}.to(torch.int32)",
+    "7 - {0}",
+    "{0}.to(torch.uint8)",
+    "{0}.to(torch.int64)",
+    "{0}.clone()",
+    "{0} ** 2",
+    "({0} * 77).to(torch.int8).to(torch.int32)",
     "({0} > 0).to(torch.int64).argmax(-1, keepdim=True) + {0}",
 )
-INT_BINARY = ("{0} + {1}", "{0} - {1}", "{0} * {1}", "{0} & {1}", "{0} | {1}", "{0} ^ {1}", "torch.maximum({0}, {1})",
-              "torch.minimum({0}, {1})")
+INT_BINARY = (
+    "{0} + {1}",
+    "{0} - {1}",
+    "{0} * {1}",
+    "{0} & {1}",
+    "{0} | {1}",
+    "{0} ^ {1}",
+    "torch.maximum({0}, {1})",
+    "torch.minimum({0}, {1})",
+)
 BOOL_BINARY = ("{0} & {1}", "{0} | {1}", "{0} ^ {1}", "torch.logical_and({0}, ~{1})")
 COMPARE = ("{0} > {1}", "{0} <= {1}", "{0} == {1}", "{0} != {1}", "{0} < {1}", "{0} >= {1}")
-CASTS = {"float": ("f32({0})", "bf16({0})", "f64({0})", "f32({0})"), "int": ("f32({0})", "{0} > 0", "{0} != 0"),
-         "bool": ("f32({0})", "{0}.to(torch.int64)", "~{0}", "{0}.to(torch.uint8)")}
-ROUNDING = ("({0} - {0}.to(torch.bfloat16).to({0}.dtype)) * 256.0", "({0} - {0}.to(torch.float16).to({0}.dtype)) * 1024.0",
-            "({0} * 4.0).to(torch.int64)", "torch.floor({0})", "torch.round({0} * 2.0)")
-MUTATIONS = ("{0}.add_({1})", "{0}.mul_(0.5)", "{0}.clamp_(-1, 1)", "{0}.select(0, 0).zero_()", "{0}[..., 1:].add_(1)",
-             "{0}.transpose(0, -1).add_({1}.transpose(0, -1))", "{0}.copy_({1})", "{0}.flip(0)[:1].mul_(2)",
-             "{0}[..., 0].copy_({1}[..., -1])", "{0}.masked_fill_({0} > 100, 3)")
-SIZES = (({"A": 12, "B": 7, "C": 5}, {"A": 6, "B": 9, "C": 3}), ({"A": 3, "B": 5, "C": 37}, {"A": 4, "B": 2, "C": 70}),
-         ({"A": 4, "B": 19, "C": 16}, {"A": 13, "B": 3, "C": 33}))
+CASTS = {
+    "float": ("f32({0})", "bf16({0})", "f64({0})", "f32({0})"),
+    "int": ("f32({0})", "{0} > 0", "{0} != 0"),
+    "bool": ("f32({0})", "{0}.to(torch.int64)", "~{0}", "{0}.to(torch.uint8)"),
+}
+ROUNDING = (
+    "({0} - {0}.to(torch.bfloat16).to({0}.dtype)) * 256.0",
+    "({0} - {0}.to(torch.float16).to({0}.dtype)) * 1024.0",
+    "({0} * 4.0).to(torch.int64)",
+    "torch.floor({0})",
+    "torch.round({0} * 2.0)",
+)
+MUTATIONS = (
+    "{0}.add_({1})",
+    "{0}.mul_(0.5)",
+    "{0}.clamp_(-1, 1)",
+    "{0}.select(0, 0).zero_()",
+    "{0}[..., 1:].add_(1)",
+    "{0}.transpose(0, -1).add_({1}.transpose(0, -1))",
+    "{0}.copy_({1})",
+    "{0}.flip(0)[:1].mul_(2)",
+    "{0}[..., 0].copy_({1}[..., -1])",
+    "{0}.masked_fill_({0} > 100, 3)",
+)
+SIZES = (
+    ({"A": 12, "B": 7, "C": 5}, {"A": 6, "B": 9, "C": 3}),
+    ({"A": 3, "B": 5, "C": 37}, {"A": 4, "B": 2, "C": 70}),
+    ({"A": 4, "B": 19, "C": 16}, {"A": 13, "B": 3, "C": 33}),
+)
 
 
 @dataclass
@@ -82,12 +153,28 @@ class Generator:
     # -- the whole program ----------------------------------------------------------------------
     def program(self) -> Program:
         self._make_inputs()
-        steps = (self._unary, self._binary, self._binary, self._view, self._view, self._reduce, self._cast, self._where,
-                 self._compare, self._gather, self._join, self._round, self._library, self._mutate)
+        steps = (
+            self._unary,
+            self._binary,
+            self._binary,
+            self._view,
+            self._view,
+            self._reduce,
+            self._cast,
+            self._where,
+            self._compare,
+            self._gather,
+            self._join,
+            self._round,
+            self._library,
+            self._mutate,
+        )
         weights = (20, 12, 12, 10, 10, 12, 7, 6, 5, 5, 5, 4, 4, 6)
         while len(self.lines) < self.count and self.tried < 40 * self.count:
             self.random.choices(steps, weights)[0]()
-        made = Program(self.seed, tuple(self.inputs), tuple(self.lines), self._outputs(), dict(self.sizes), dict(self.other))
+        made = Program(
+            self.seed, tuple(self.inputs), tuple(self.lines), self._outputs(), dict(self.sizes), dict(self.other)
+        )
         if self.grad and not runs(made, made.sizes):  # autograd refuses some mutations
             made = replace(made, lines=tuple(line for line in made.lines if line.target is not None), _cache={})
         return replace(made, zero=tuple(n for n in ("B",) if runs(made, {**made.other_sizes, n: 0})), _cache={})
@@ -128,8 +215,9 @@ class Generator:
         return tuple(chosen)
 
     # -- adding a statement ---------------------------------------------------------------------
-    def _add(self, template: str, values: list[Value], shape: tuple[str, ...], exact: bool = False,
-             writable: bool = True) -> None:
+    def _add(
+        self, template: str, values: list[Value], shape: tuple[str, ...], exact: bool = False, writable: bool = True
+    ) -> None:
         """Keep `template` as a new value of `shape` when torch runs it and its values are tame."""
         self.tried += 1
         text = template.format(*(v.name for v in values))
@@ -148,18 +236,25 @@ class Generator:
         self.values.append(Value(name, shape, made, exact or not made.is_floating_point(), writable))
 
     def _pick(self, *kinds: str, rank: int = 0, exact: bool = False) -> Value | None:
-        found = [v for v in self.values if (not kinds or v.kind in kinds) and len(v.shape) >= rank and v.name != "index"
-                 and (v.exact or not exact)]
+        found = [
+            v
+            for v in self.values
+            if (not kinds or v.kind in kinds) and len(v.shape) >= rank and v.name != "index" and (v.exact or not exact)
+        ]
         recent = found[-8:]
         return self.random.choice(recent if self.random.random() < 0.6 else found) if found else None
 
-    def _partner(self, value: Value, exact: bool = False, same_kind: bool = False) -> tuple[Value, tuple[str, ...]] | None:
+    def _partner(
+        self, value: Value, exact: bool = False, same_kind: bool = False
+    ) -> tuple[Value, tuple[str, ...]] | None:
         """A value that broadcasts with `value`, and the shape of the two together."""
         order = [v for v in self.values if v.name != "index" and (v.exact or not exact)]
         self.random.shuffle(order)
         for other in order:
             joint = broadcast(value.shape, other.shape)
-            if joint is not None and (other.kind == value.kind or not same_kind and "bool" not in (other.kind, value.kind)):
+            if joint is not None and (
+                other.kind == value.kind or not same_kind and "bool" not in (other.kind, value.kind)
+            ):
                 return other, joint
         return None
 
@@ -168,8 +263,13 @@ class Generator:
         value = self._pick("float", "float", "int")
         if value is not None:
             template = self.random.choice(FLOAT_UNARY if value.kind == "float" else INT_UNARY)
-            self._add(template, [value], value.shape, exact=value.exact and template in ("{0}.clone()", "-{0}"),
-                      writable=value.writable or template != "{0}.contiguous()")
+            self._add(
+                template,
+                [value],
+                value.shape,
+                exact=value.exact and template in ("{0}.clone()", "-{0}"),
+                writable=value.writable or template != "{0}.contiguous()",
+            )
 
     def _binary(self) -> None:
         value = self._pick()
@@ -213,18 +313,24 @@ class Generator:
         if value is None:
             return
         d, keep = self.random.randrange(len(value.shape)), self.random.random() < 0.5
-        shape = (*value.shape[:d], "1", *value.shape[d + 1:]) if keep else (*value.shape[:d], *value.shape[d + 1:])
+        shape = (*value.shape[:d], "1", *value.shape[d + 1 :]) if keep else (*value.shape[:d], *value.shape[d + 1 :])
         options = f"dim={d}, keepdim={keep}"
         if value.kind == "float":
             self._reduce_float(value, d, shape, options)
         elif value.kind == "int":
-            self._add(f"{{0}}.{self.random.choice(('sum', 'amax', 'amin', 'argmax', 'argmin'))}({options})", [value], shape)
+            self._add(
+                f"{{0}}.{self.random.choice(('sum', 'amax', 'amin', 'argmax', 'argmin'))}({options})", [value], shape
+            )
         else:
             self._add(f"{{0}}.{self.random.choice(('any', 'all', 'sum'))}({options})", [value], shape)
 
     def _reduce_float(self, value: Value, d: int, shape: tuple[str, ...], options: str) -> None:
-        whole = ("torch.softmax({0}, %d)" % d, "torch.log_softmax({0}, %d)" % d, "F.layer_norm({0}, {0}.shape[-1:])",
-                 "F.rms_norm({0}, {0}.shape[-1:])")
+        whole = (
+            f"torch.softmax({{0}}, {d})",
+            f"torch.log_softmax({{0}}, {d})",
+            "F.layer_norm({0}, {0}.shape[-1:])",
+            "F.rms_norm({0}, {0}.shape[-1:])",
+        )
         names = ["sum", "mean", "mean", "amax", "amin", "var"] + (["argmax", "argmin"] if value.exact else [])
         choice = self.random.random()
         if choice < 0.35:
@@ -254,7 +360,7 @@ class Generator:
             return
         d = self.random.randrange(len(value.shape))
         index = self._named("index")
-        shape = (*value.shape[:d], "4", *value.shape[d + 1:])
+        shape = (*value.shape[:d], "4", *value.shape[d + 1 :])
         if value.shape[d] in ("A", "B", "C"):
             if len(value.shape) == 2 and d == 0 and self.random.random() < 0.5:
                 self._add("F.embedding({1}, {0})", [value, index], shape, exact=value.exact)
@@ -272,10 +378,17 @@ class Generator:
         d = self.random.randrange(len(value.shape))
         exact = value.exact and other.exact
         if self.random.random() < 0.4:
-            self._add(f"torch.stack([{{0}}, {{1}}], {d})", [value, other], (*value.shape[:d], "2", *value.shape[d:]), exact)
+            self._add(
+                f"torch.stack([{{0}}, {{1}}], {d})", [value, other], (*value.shape[:d], "2", *value.shape[d:]), exact
+            )
         else:
             joined = f"({value.shape[d]}+{other.shape[d]})"
-            self._add(f"torch.cat([{{0}}, {{1}}], {d})", [value, other], (*value.shape[:d], joined, *value.shape[d + 1:]), exact)
+            self._add(
+                f"torch.cat([{{0}}, {{1}}], {d})",
+                [value, other],
+                (*value.shape[:d], joined, *value.shape[d + 1 :]),
+                exact,
+            )
 
     def _library(self) -> None:
         """Operators that stay ATen calls, so that kernels meet tensors they did not make."""
@@ -283,8 +396,11 @@ class Generator:
         if value is None:
             return
         if len(value.shape) >= 2 and value.tensor.dtype is torch.float32 and self.random.random() < 0.5:
-            self._add("torch.matmul(torch.tanh({0}), torch.tanh({0}).transpose(-1, -2)) * 0.1", [value],
-                      (*value.shape[:-1], value.shape[-2]))
+            self._add(
+                "torch.matmul(torch.tanh({0}), torch.tanh({0}).transpose(-1, -2)) * 0.1",
+                [value],
+                (*value.shape[:-1], value.shape[-2]),
+            )
         else:
             self._add(f"torch.cumsum({{0}}, {self.random.randrange(len(value.shape))}) * 0.1", [value], value.shape)
 
@@ -292,8 +408,14 @@ class Generator:
         value = self._pick("float", "int", rank=1)
         if value is None or not value.writable or (self.grad and value.name.startswith("x")):
             return
-        same = [v for v in self.values if broadcast(value.shape, v.shape) == value.shape and len(v.shape) == len(value.shape)
-                and v.kind == value.kind and v.tensor.dtype == value.tensor.dtype]
+        same = [
+            v
+            for v in self.values
+            if broadcast(value.shape, v.shape) == value.shape
+            and len(v.shape) == len(value.shape)
+            and v.kind == value.kind
+            and v.tensor.dtype == value.tensor.dtype
+        ]
         other = self.random.choice(same or [value])
         text = self.random.choice(MUTATIONS).format(value.name, other.name)
         self.tried += 1
@@ -336,7 +458,8 @@ def views(shape: tuple[str, ...], draw: random.Random) -> list[tuple[str, tuple[
     swapped[d], swapped[e] = swapped[e], swapped[d]
 
     def at(size: str) -> tuple[str, ...]:
-        return (*shape[:d], size, *shape[d + 1:])
+        return (*shape[:d], size, *shape[d + 1 :])
+
     out: list[tuple[str, tuple[str, ...], bool]] = [
         (f"{{0}}.transpose({d}, {e})", tuple(swapped), True),
         (f"{{0}}.permute({order})", tuple(shape[i] for i in order), True),
@@ -346,25 +469,36 @@ def views(shape: tuple[str, ...], draw: random.Random) -> list[tuple[str, tuple[
         ("F.pad({0}, (1, 2))", (*shape[:-1], f"{shape[-1]}+3"), True),
     ]
     if shape[d] != "1":
-        out += [(f"{{0}}.narrow({d}, 1, {{0}}.size({d}) - 1)", at(f"{shape[d]}[1:]"), True),
-                (f"{{0}}.select({d}, -1)", (*shape[:d], *shape[d + 1:]), True),
-                (f"{{0}}.select({d}, 1)", (*shape[:d], *shape[d + 1:]), True),
-                (f"{{0}}[{':, ' * d}::2]", at(f"{shape[d]}[::2]"), True),
-                (f"{{0}}[{':, ' * d}:-1]", at(f"{shape[d]}[:-1]"), True),
-                (f"{{0}}.chunk(2, {d})[0]", at(f"{shape[d]}/2"), True)]
+        out += [
+            (f"{{0}}.narrow({d}, 1, {{0}}.size({d}) - 1)", at(f"{shape[d]}[1:]"), True),
+            (f"{{0}}.select({d}, -1)", (*shape[:d], *shape[d + 1 :]), True),
+            (f"{{0}}.select({d}, 1)", (*shape[:d], *shape[d + 1 :]), True),
+            (f"{{0}}[{':, ' * d}::2]", at(f"{shape[d]}[::2]"), True),
+            (f"{{0}}[{':, ' * d}:-1]", at(f"{shape[d]}[:-1]"), True),
+            (f"{{0}}.chunk(2, {d})[0]", at(f"{shape[d]}/2"), True),
+        ]
     if rank >= 2 and d + 1 < rank:
         joined = f"{shape[d]}*{shape[d + 1]}"
-        out.append((f"{{0}}.flatten({d}, {d + 1})", (*shape[:d], joined, *shape[d + 2:]), False))
-        out.append((f"{{0}}.reshape({{0}}.size({d}) * {{0}}.size({d + 1}), -1)" if rank == 2 else f"{{0}}.flatten({d}, {d + 1})",
-                    (joined, "1") if rank == 2 else (*shape[:d], joined, *shape[d + 2:]), False))
+        out.append((f"{{0}}.flatten({d}, {d + 1})", (*shape[:d], joined, *shape[d + 2 :]), False))
+        out.append(
+            (
+                f"{{0}}.reshape({{0}}.size({d}) * {{0}}.size({d + 1}), -1)"
+                if rank == 2
+                else f"{{0}}.flatten({d}, {d + 1})",
+                (joined, "1") if rank == 2 else (*shape[:d], joined, *shape[d + 2 :]),
+                False,
+            )
+        )
     if rank >= 2:
         out.append(("torch.tril({0})", shape, True))
     parts = shape[d].split("*")
     if len(parts) == 2 and all(p in ("A", "B", "C") for p in parts):
-        out += [(f"{{0}}.unflatten({d}, ({parts[0]}, {parts[1]}))", (*shape[:d], *parts, *shape[d + 1:]), True)] * 3
+        out += [(f"{{0}}.unflatten({d}, ({parts[0]}, {parts[1]}))", (*shape[:d], *parts, *shape[d + 1 :]), True)] * 3
     if shape[d] == "1":
-        out += [(f"{{0}}.squeeze({d})", (*shape[:d], *shape[d + 1:]), True),
-                (f"{{0}}.expand({', '.join('A' if i == d else '-1' for i in range(rank))})", at("A"), False)]
+        out += [
+            (f"{{0}}.squeeze({d})", (*shape[:d], *shape[d + 1 :]), True),
+            (f"{{0}}.expand({', '.join('A' if i == d else '-1' for i in range(rank))})", at("A"), False),
+        ]
     if rank < 3:
         out.append((f"{{0}}.expand(B, {', '.join(['-1'] * rank)})", ("B", *shape), False))
     return [o for o in out if len(o[1]) <= 4]

@@ -44,6 +44,7 @@ def _statements(change: Callable[[Stmt, Kernel], Stmt]) -> Rewrite:
 def _operation(old: str, new: str, dtypes: tuple[str, ...] = ("f32", "f64", "i32", "i64", "b1")) -> Rewrite:
     def change(s: Stmt, kernel: Kernel) -> Stmt:
         return replace(s, op=new) if isinstance(s, Op) and s.op == old and s.dtype in dtypes else s
+
     return _statements(change)
 
 
@@ -54,17 +55,25 @@ def _swapped(op: str, i: int, j: int) -> Rewrite:
         args = list(s.args)
         args[i], args[j] = args[j], args[i]
         return replace(s, args=tuple(args))
+
     return _statements(change)
 
 
 def _without_rounding(narrow: tuple[str, ...]) -> Rewrite:
     """x → narrow → y becomes x → y."""
+
     def rewrite(kernel: Kernel) -> Kernel:
         made = {s.dst: s for s in kernel.body if isinstance(s, Op) and s.op == "cast" and s.dtype in narrow}
 
         def change(s: Stmt, _: Kernel) -> Stmt:
-            return replace(s, args=made[s.args[0]].args) if isinstance(s, Op) and s.op == "cast" and s.args[0] in made else s
+            return (
+                replace(s, args=made[s.args[0]].args)
+                if isinstance(s, Op) and s.op == "cast" and s.args[0] in made
+                else s
+            )
+
         return _statements(change)(kernel)
+
     return rewrite
 
 
@@ -110,6 +119,7 @@ def _in_cpp(rewrite: Rewrite) -> Callable[[Patch], None]:
         patch.setattr(cpp, "print_kernel_cpp", lambda kernel: honest(rewrite(kernel)))
         entry = cpp.print_entry
         patch.setattr(cpp, "print_entry", lambda kernel: entry(rewrite(kernel)))
+
     return plant
 
 
@@ -117,6 +127,7 @@ def _in_triton(rewrite: Rewrite) -> Callable[[Patch], None]:
     def plant(patch: Patch) -> None:
         honest = triton.print_kernel_triton
         patch.setattr(triton, "print_kernel_triton", lambda kernel: honest(rewrite(kernel)))
+
     return plant
 
 
@@ -135,6 +146,7 @@ def _cpp_last_argmax(patch: Patch) -> None:
     def update(self: Any, value: str, position: str) -> list[str]:
         lines = honest(self, value, position)
         return [ln.replace(" > ", " >= ").replace(" < ", " <= ") for ln in lines] if self.is_arg else lines
+
     patch.setattr(cpp_reduce.Accumulator, "update", update)
 
 
@@ -145,8 +157,7 @@ def _triton_neutral(patch: Patch) -> None:
 
 def _triton_last_item(patch: Patch) -> None:
     honest = triton.print_kernel_triton
-    patch.setattr(triton, "print_kernel_triton",
-                  lambda k: re.sub(r"(xmask = x < )(.*)", r"\1(\2) - 1", honest(k)))
+    patch.setattr(triton, "print_kernel_triton", lambda k: re.sub(r"(xmask = x < )(.*)", r"\1(\2) - 1", honest(k)))
 
 
 def _group_cycles(patch: Patch) -> None:
@@ -171,11 +182,13 @@ class _NoStep:
 
 def _group_memo(patch: Patch) -> None:
     """What was read under a guard is used again outside of it."""
+
     def evaluate(self: KernelBuilder, node: Any, index: Any) -> Any:
         key = (node, index)
         if key not in self._memo:
             self._memo[key] = self._eval(node, index)
         return self._memo[key]
+
     patch.setattr(KernelBuilder, "eval", evaluate)
 
 

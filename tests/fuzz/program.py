@@ -1,8 +1,8 @@
 """A fuzzed program: inputs with symbolic shapes and Python statements over them; runs in eager, in float64, and traced.
 
-Sizes are the names A, B and C, bound at the top of the function to the shape of `x0`, so one text serves every assignment
-of numbers. In the *wide* run (the truth) inputs are float64 and the helpers `f32`, `bf16`, … keep them that way; statements
-that round on purpose say `.to(torch.bfloat16)` themselves and are applied to exact values only.
+Sizes are the names A, B and C, bound at the top of the function to the shape of `x0`, so one text serves every
+assignment of numbers. In the *wide* run (the truth) inputs are float64 and the helpers `f32`, `bf16`, … keep them
+that way; statements that round on purpose say `.to(torch.bfloat16)` themselves and are applied to exact values only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ import torch
 import torch.nn.functional as F
 
 Sizes = Mapping[str, int]
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f64": torch.float64, "i64": torch.int64, "i32": torch.int32,
-          "u8": torch.uint8, "b1": torch.bool}
+DTYPES = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f64": torch.float64,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "u8": torch.uint8,
+    "b1": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -103,18 +110,34 @@ class Program:
 
     def reproducer(self, reason: str) -> str:
         """What a failing test prints."""
-        rows = [f"#   {i.name}: {i.dtype}[{', '.join(i.shape)}] {i.layout}{' requires grad' if i.grad else ''}"
-                for i in self.inputs]
-        return "\n".join([f"# seed {self.seed}: {reason}", f"# sizes {self.sizes}, other {self.other_sizes}, inputs:", *rows,
-                          self.source()])
+        rows = [
+            f"#   {i.name}: {i.dtype}[{', '.join(i.shape)}] {i.layout}{' requires grad' if i.grad else ''}"
+            for i in self.inputs
+        ]
+        return "\n".join(
+            [
+                f"# seed {self.seed}: {reason}",
+                f"# sizes {self.sizes}, other {self.other_sizes}, inputs:",
+                *rows,
+                self.source(),
+            ]
+        )
 
 
 def namespace(wide: bool) -> dict[str, Any]:
     """What a program's text may name."""
+
     def keep(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: x.to(torch.float64 if wide else dtype)
-    return {"torch": torch, "F": F, "f32": keep(torch.float32), "bf16": keep(torch.bfloat16), "f64": keep(torch.float64),
-            "__builtins__": {}}
+
+    return {
+        "torch": torch,
+        "F": F,
+        "f32": keep(torch.float32),
+        "bf16": keep(torch.bfloat16),
+        "f64": keep(torch.float64),
+        "__builtins__": {},
+    }
 
 
 def _with_gradients(f: Callable[..., Any], inputs: tuple[Input, ...], f32: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,4 +152,5 @@ def _with_gradients(f: Callable[..., Any], inputs: tuple[Input, ...], f32: Calla
     def run(*tensors: torch.Tensor) -> Any:
         gradients, outputs = torch.func.grad(loss, argnums=wanted, has_aux=True)(*tensors)
         return (*outputs, *gradients)
+
     return run

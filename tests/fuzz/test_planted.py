@@ -1,4 +1,5 @@
-"""The fuzzer's own test: at least 18 of 20 planted bugs must be caught (a seeded few in every run, all in the sweep)."""
+"""The fuzzer's own test: at least 18 of 20 planted bugs must be caught (a seeded few in every run, all in the
+sweep)."""
 
 from __future__ import annotations
 
@@ -42,8 +43,17 @@ def catches(bug: Bug, patch: pytest.MonkeyPatch) -> bool:
     return False
 
 
-SAMPLE = [b for b in PLANTED if b.name in ("c++: operands of sub swapped", "triton: branches of where swapped",
-                                           "triton: sums start at 1 in padding", "grouping: a slice's step is ignored")]
+SAMPLE = [
+    b
+    for b in PLANTED
+    if b.name
+    in (
+        "c++: operands of sub swapped",
+        "triton: branches of where swapped",
+        "triton: sums start at 1 in padding",
+        "grouping: a slice's step is ignored",
+    )
+]
 
 
 @pytest.mark.parametrize("bug", sampled(SAMPLE, len(SAMPLE)))
@@ -53,11 +63,8 @@ def test_sampled_bugs_are_caught(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.sweep
 @pytest.mark.timeout(3600)
-def test_most_planted_bugs_are_caught(monkeypatch: pytest.MonkeyPatch,
-                                      record_property: pytest.FixtureRequest) -> None:
+def test_most_planted_bugs_are_caught(monkeypatch: pytest.MonkeyPatch, record_property: pytest.FixtureRequest) -> None:
     missed = [bug.name for bug in PLANTED if not catches(bug, monkeypatch)]
     record_property("planted_bugs", len(PLANTED))
     record_property("missed_bugs", missed)
     assert len(PLANTED) - len(missed) >= NEEDED, f"not noticed: {missed}"
-
-

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import meshwright as mw
 
-from ..architectures.compare import assert_close, EVERY_KERNEL, run, widened
+from ..architectures.compare import EVERY_KERNEL, assert_close, run, widened
 from ..architectures.zoo import BY_NAME
 
 Wrap = Callable[[nn.Module], Any]
@@ -83,6 +83,7 @@ def test_gradient_accumulation(wrap: Wrap) -> None:
         for seed in range(3):
             call(batch(seed)).square().mean().backward()
         return [p.grad.clone() for p in model.parameters()]
+
     wanted = accumulate(model)
     accumulate(compiled)
     for got, want in zip(accumulate(compiled), wanted, strict=True):

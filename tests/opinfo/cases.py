@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from meshwright.codegen.lowering import claimed_ops, kind_of
 
-from ..differential import compile_graphs, difference, flat, KernelGraph, Printer, trace, widen
+from ..differential import KernelGraph, Printer, compile_graphs, difference, flat, trace, widen
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 KNOWN = {*DTYPES, torch.float64, torch.float16, torch.int32, torch.int16, torch.int8, torch.uint8}
@@ -23,14 +23,15 @@ MAX_ELEMENTS = 4096
 
 # Operators whose result is not a function of their inputs, or whose samples take minutes and hold no kernel of ours.
 NOT_COMPARABLE = {
-    "empty": "uninitialised memory", "empty_like": "uninitialised memory", "new_empty": "uninitialised memory",
-    "empty_permuted": "uninitialised memory", "empty_strided": "uninitialised memory",
+    "empty": "uninitialised memory",
+    "empty_like": "uninitialised memory",
+    "new_empty": "uninitialised memory",
+    "empty_permuted": "uninitialised memory",
+    "empty_strided": "uninitialised memory",
     "new_empty_strided": "uninitialised memory",
 }
 # More than 2 × eager's own error + 4 ulp, with the reason.
-WIDER = {
-    "logcumsumexp": "a scan in another order", "cumprod": "a scan in another order",
-}
+WIDER = {"logcumsumexp": "a scan in another order", "cumprod": "a scan in another order"}
 
 
 @dataclass
@@ -63,8 +64,13 @@ class Outcome:
 
 def operators() -> list[OpInfo]:
     """OpInfos that have something for a code generator: CPU, comparable, one of our dtypes."""
-    out = [o for o in op_db if o.name not in NOT_COMPARABLE and not o.name.startswith(("linalg.", "fft.", "_native"))
-           and o.supported_dtypes("cpu") & set(DTYPES)]
+    out = [
+        o
+        for o in op_db
+        if o.name not in NOT_COMPARABLE
+        and not o.name.startswith(("linalg.", "fft.", "_native"))
+        and o.supported_dtypes("cpu") & set(DTYPES)
+    ]
     return sorted(out, key=lambda o: (o.name, o.variant_test_name))
 
 
@@ -104,6 +110,7 @@ def _function(op: OpInfo, leaves: Sequence[Any], spec: Any) -> Callable[..., Any
         filled = [next(given) if isinstance(x, torch.Tensor) else x for x in leaves]
         first, args, kwargs = pytree.tree_unflatten(filled, spec)
         return [x for x in pytree.tree_leaves(op(first, *args, **kwargs)) if isinstance(x, torch.Tensor)]
+
     return call
 
 
@@ -138,6 +145,9 @@ def _traced(sample: Sample, prefix: str, outcome: Outcome) -> KernelGraph | None
         graph = KernelGraph(gm, prefix)
     except Exception as error:
         outcome.failures.append(f"{sample}: grouping: {type(error).__name__}: {error}"[:400])
+        return None
+    if any(name.startswith("u") for g in graph.groups for e in g.built.sizes for name in e.symbols()):
+        outcome.not_traced[str(sample)] = "a size is known only inside the graph"
         return None
     outcome.emitted |= graph.emitted
     outcome.left_to_aten.update({u.target: f"{u.reason} ({sample})" for u in graph.uncovered})

@@ -1,8 +1,8 @@
 """PyTorch's OpInfo database through both printers.
 
-A chunk of eight operators shares its compiler runs. Every test run takes a seeded few chunks (5 of C++, 2 of Triton, up to
-4 samples per dtype); the sweep takes all of them with up to 10 samples. Triton runs in its interpreter, on which bf16
-arithmetic is not to be trusted: kernels upcast right after the load, so bf16 samples are compared there too.
+A chunk of eight operators shares its compiler runs. Every test run takes a seeded few chunks (5 of C++, 2 of Triton,
+up to 4 samples per dtype); the sweep takes all of them with up to 10 samples. Triton runs in its interpreter, on
+which bf16 arithmetic is not to be trusted: kernels upcast right after the load, so bf16 samples are compared there too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from ..differential import Printer
 from ..scale import sampled, size
-from .cases import claimed_names, NOT_COMPARABLE, operators, Outcome, run_operators, samples
+from .cases import NOT_COMPARABLE, Outcome, claimed_names, operators, run_operators, samples
 from .cases import _traced as traced
 
 CHUNK = 8
@@ -25,7 +25,7 @@ SAMPLES = size(4, 10)
 
 def _chunk(name: str) -> list[Any]:
     """Every chunk-count-th operator from `name` on: neighbours in the alphabet land in different chunks."""
-    return OPERATORS[int(name)::len(CHUNKS)]
+    return OPERATORS[int(name) :: len(CHUNKS)]
 
 
 def _check(name: str, printer: Printer, limit: int, record: Any) -> None:
