@@ -12,13 +12,14 @@ raises `Unsupported`, and the caller runs the program from Python instead.
 
 from __future__ import annotations
 
-from ..runtime.program import Alloc, Call, Gemm, Json, Launch, Program, Release, Step, SymbolInput, TensorSpec, View
+from ..runtime.program import Alloc, Call, Conv, Gemm, Json, Launch, Program, Release, Step, SymbolInput, TensorSpec, View
 from .cpp import prelude, print_kernel_cpp, work_items, work_per_item
 from .cpp_expr import MEMORY_TYPE
 from .expr import Expr
 from .ir import Kernel
 from .ir_text import parse_kernel
 from .program_cpp_calls import print_call
+from .program_cpp_conv import PackedConv, print_conv
 from .program_cpp_gemm import PackedWeight, print_gemm
 from .program_cpp_tensors import Tensors, c_expr, c_name, ints
 from .program_memory import plan_arena, size_expr
@@ -43,6 +44,7 @@ class Printer:
         self.lines: list[str] = []
         self.tensors = Tensors(program, self.arena, self.lines)
         self.packed: list[PackedWeight] = []
+        self.packed_convs: list[PackedConv] = []  # two inputs each, behind the program's own
         self.from_python: list[Call] = []  # operators that run in Python, in the order of their numbers
 
     def text(self) -> str:
@@ -108,6 +110,8 @@ class Printer:
                 print_call(step, self.tensors, self.from_python)
             case Gemm():
                 print_gemm(step, self.tensors, self.program, self.packed)
+            case Conv():
+                print_conv(step, self.tensors, self.program, self.packed_convs)
             case Release(names=names):
                 for name in names:
                     self.tensors.release(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
@@ -15,6 +16,8 @@ from ..runtime.packing import PackedWeights
 from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared
 from .program_cpp import Printer, entry_name
+from .program_conv import fuse_convolutions
+from .program_cpp_conv import PackedConv, can_convolve, packing_of
 from .program_cpp_gemm import PackedWeight
 from .program_cpp_python import PythonOperators
 from .program_gemm import lower_products
@@ -52,15 +55,17 @@ def release_arenas() -> int:
 class CompiledProgram:
     """A program as one C++ function: `p(inputs) -> outputs`, in the program's order. Threads may call it at once."""
 
-    def __init__(self, program: Program, source: str, packed: Sequence[PackedWeight], from_python: Sequence[Call],
-                 library: ctypes.CDLL) -> None:
+    def __init__(self, program: Program, source: str, packed: Sequence[PackedWeight], convs: Sequence[PackedConv],
+                 from_python: Sequence[Call], library: ctypes.CDLL) -> None:
         self.program = program
         self.source = source
         self._entry = ctypes.cast(getattr(library, entry_name(program)), ctypes.c_void_p)
         self._library = library
         self._call = host_library().mw_call
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
-        self._weights = PackedWeights([(w.position, *_packing(w)) for w in packed]) if packed else None
+        self._weights = PackedWeights([((w.position,), *_packing(w)) for w in packed]) if packed else None
+        self._wanted_convs = list(convs)
+        self._convs: dict[int, PackedWeights] = {}  # by number of threads: oneDNN chooses its layout by it
         self._outputs = [_kind(o) for o in program.outputs]
         self._python = PythonOperators(from_python)
         self._n_tensors = self._outputs.count("tensor")
@@ -71,14 +76,24 @@ class CompiledProgram:
         tensors, integers = self._split(inputs)
         numbers = (ctypes.c_int64 * max(1, len(self._outputs)))()
         packed = self._weights.lookup(tensors) if self._weights is not None else None
-        handles = torch_compat.handles_of(tensors)
+        threads = torch.get_num_threads()
+        handles = torch_compat.handles_of([*tensors, *self._packed_convs(tensors, threads)])
         try:
-            found = self._call(handles, self._entry, integers, numbers, packed.array if packed else None,
-                               self._python.entry, self._n_tensors, torch.get_num_threads())
+            found = self._call(handles, self._entry, integers, numbers, packed.addresses() if packed else None,
+                               self._python.entry, self._n_tensors, threads)
         except RuntimeError as error:
             raise self._python.error() or error from None
         results = torch_compat.tensors_of(found)
         return results if self._only_tensors else self._merge(results, numbers)
+
+    def _packed_convs(self, tensors: Sequence[torch.Tensor], threads: int) -> list[torch.Tensor]:
+        """Weight and bias of every packed convolution."""
+        if not self._wanted_convs:
+            return []
+        if threads not in self._convs:
+            self._convs[threads] = PackedWeights([packing_of(c, threads) for c in self._wanted_convs])
+        found = self._convs[threads].lookup(tensors).made(tensors)
+        return list(itertools.chain.from_iterable(found))
 
     def _split(self, inputs: Sequence[Value]) -> tuple[list[Any], Any]:
         if not self._integers:
@@ -97,13 +112,13 @@ class CompiledProgram:
 
 def compile_program(program: Program) -> CompiledProgram:
     """Print, compile and load `program`. Raises `Unsupported` (run it from Python), `ToolchainError`, `CompileFailure`."""
-    lowered = lower_products(program)
+    lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
     printer = Printer(lowered)
     source = printer.text()
     with _compile_guard:
         host_library()
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
-    return CompiledProgram(lowered, source, printer.packed, printer.from_python, ctypes.CDLL(str(path)))
+    return CompiledProgram(lowered, source, printer.packed, printer.packed_convs, printer.from_python, ctypes.CDLL(str(path)))
 
 
 _compile_guard = threading.Lock()

@@ -13,20 +13,23 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 MIN_USES = 3  # a copy that served fewer calls before its weight changed did not pay
 MAX_WASTED = 4  # after so many such copies the weight is left alone
 
-Pack = Callable[[torch.Tensor], torch.Tensor]
+Pack = Callable[..., Any]
 
 
 @dataclass
 class _Copy:
-    data: torch.Tensor | None = None
-    pointer: int = 0
-    version: int = -1
+    """`data` as `pack` made it from tensors of these identities, versions and addresses (`state`)."""
+
+    data: Any = None
+    state: tuple[tuple[int, int, int], ...] = ()
+    others: tuple[weakref.ref[torch.Tensor], ...] = ()
     uses: int = 0
     wasted: int = 0
 
@@ -63,61 +66,93 @@ def clear() -> int:
         _generation += 1
         copies = [c.data for o in _owners.values() for c in o.copies.values() if c.data is not None]
         _owners.clear()
-    return sum(c.numel() * c.element_size() for c in copies)
+    tensors = [t for c in copies for t in (c if isinstance(c, tuple) else (c,))]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def refresh(tensors: Sequence[torch.Tensor]) -> None:
     """Drop the copies of these tensors: for edits through `.data`, which no version counter sees."""
-    for t in tensors:
-        _drop(id(t))
-
-
-def packed(weight: torch.Tensor, variant: Hashable, pack: Pack) -> torch.Tensor | None:
-    """The packed copy of `weight` called `variant`, made by `pack` when there is none; None when it should not be packed."""
-    global _generation
-    if weight.is_inference():
-        return None
+    wanted = {id(t) for t in tensors}
     with _guard:
-        owner = _owners.get(id(weight))
-        if owner is None or owner.ref() is not weight:
-            key = id(weight)
-            owner = _owners[key] = _Owner(weakref.ref(weight, lambda _: _drop(key)))
+        owners = [key for key, owner in _owners.items() if key in wanted
+                  or any(identity in wanted for c in owner.copies.values() for identity, _, _ in c.state)]
+    for key in owners:
+        _drop(key)
+
+
+def packed(sources: Sequence[torch.Tensor], variant: Hashable, pack: Pack) -> Any:
+    """The copy called `variant` of the first source, made by `pack(*sources)` when none fits; None where it should not be
+    kept (the sources keep changing, or have no version counter)."""
+    global _generation
+    if any(t.is_inference() for t in sources):
+        return None
+    state = tuple((id(t), t._version, t.data_ptr()) for t in sources)
+    with _guard:
+        owner = _owner_of(sources[0])
         copy = owner.copies.setdefault(variant, _Copy())
-        if copy.data is not None and (copy.version, copy.pointer) != (weight._version, weight.data_ptr()):
+        if copy.data is not None and (copy.state != state or any(r() is None for r in copy.others)):
             _generation += 1
             copy.wasted += copy.uses < MIN_USES
             copy.data = None
         if copy.wasted > MAX_WASTED:
             return None
         if copy.data is None:
-            copy.data, copy.uses = pack(weight), 0
-            copy.version, copy.pointer = weight._version, weight.data_ptr()
+            copy.data, copy.uses, copy.state = pack(*sources), 0, state
+            copy.others = tuple(weakref.ref(t, _expire) for t in sources[1:])
         copy.uses += 1
         return copy.data
 
 
-@dataclass(frozen=True)
-class _Shortcut:
-    """The pointers of the last call, valid while nothing changed. `keep` holds the copies alive."""
+def _expire(_: object) -> None:
+    """A further source died: callers' shortcuts must look again."""
+    global _generation
+    with _guard:
+        _generation += 1
+
+
+def _owner_of(tensor: torch.Tensor) -> _Owner:
+    key = id(tensor)
+    owner = _owners.get(key)
+    if owner is None or owner.ref() is not tensor:
+        owner = _owners[key] = _Owner(weakref.ref(tensor, lambda _: _drop(key)))
+    return owner
+
+
+@dataclass
+class Found:
+    """What one lookup found, valid while nothing changed; `copies` holds None where nothing is kept."""
 
     generation: int
     identities: list[int]
     versions: list[int]
     pointers: list[int]
-    array: ctypes.Array[ctypes.c_void_p]
-    keep: list[torch.Tensor | None]
+    copies: list[Any]
+    wanted: list[tuple[tuple[int, ...], Hashable, Pack]]
+    _array: Any = None
+
+    def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
+        """Data pointers of the copies, 0 where there is none."""
+        if self._array is None:
+            found = [c.data_ptr() if c is not None else None for c in self.copies]
+            self._array = (ctypes.c_void_p * max(1, len(found)))(*found)
+        return self._array
+
+    def made(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        """The copies, made for this call only where none is kept."""
+        return [c if c is not None else pack(*[inputs[p] for p in positions])
+                for c, (positions, _, pack) in zip(self.copies, self.wanted, strict=True)]
 
 
 class PackedWeights:
-    """The packed weights of one program: `wanted` pairs an input position with (variant, pack function)."""
+    """The packed weights of one program: `wanted` gives (positions of the sources among the inputs, variant, pack)."""
 
-    def __init__(self, wanted: Sequence[tuple[int, Hashable, Pack]]) -> None:
+    def __init__(self, wanted: Sequence[tuple[tuple[int, ...], Hashable, Pack]]) -> None:
         self.wanted = list(wanted)
-        self._positions = [p for p, _, _ in wanted]
-        self._last: _Shortcut | None = None
+        self._positions = list(dict.fromkeys(p for positions, _, _ in wanted for p in positions))
+        self._last: Found | None = None
 
-    def lookup(self, inputs: Sequence[torch.Tensor]) -> _Shortcut:
-        """Addresses of the packed copies (0 where there is none), checked against the weights in `inputs`."""
+    def lookup(self, inputs: Sequence[torch.Tensor]) -> Found:
+        """The packed copies, checked against the tensors in `inputs`."""
         weights = [inputs[p] for p in self._positions]
         last = self._last
         if last is not None and last.generation == _generation and last.identities == list(map(id, weights)):
@@ -126,12 +161,10 @@ class PackedWeights:
                     return last
             except RuntimeError:  # a tensor made under inference_mode has no version
                 pass
-        return self._slow(weights)
+        return self._slow(inputs, weights)
 
-    def _slow(self, weights: list[torch.Tensor]) -> _Shortcut:
-        copies = [packed(w, variant, pack) for w, (_, variant, pack) in zip(weights, self.wanted, strict=True)]
-        array = (ctypes.c_void_p * max(1, len(copies)))(*[c.data_ptr() if c is not None else None for c in copies])
+    def _slow(self, inputs: Sequence[torch.Tensor], weights: list[torch.Tensor]) -> Found:
+        copies = [packed([inputs[p] for p in positions], variant, pack) for positions, variant, pack in self.wanted]
         versions = [-1 if w.is_inference() else w._version for w in weights]
-        found = _Shortcut(_generation, list(map(id, weights)), versions, [w.data_ptr() for w in weights], array, copies)
-        self._last = found
-        return found
+        self._last = Found(_generation, list(map(id, weights)), versions, [w.data_ptr() for w in weights], copies, self.wanted)
+        return self._last

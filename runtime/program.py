@@ -118,6 +118,28 @@ class Gemm:
 
 
 @dataclass(frozen=True)
+class Conv:
+    """`spec = relu(scale * convolution(x, weight, bias) + shift + other)`, channels last, with weights packed at call time.
+
+    `scale` and `shift` are trees over the per-channel tensors `sources` (see codegen/affine.py)."""
+
+    spec: TensorSpec
+    x: str
+    weight: str
+    bias: str | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    scale: tuple[Any, ...]
+    shift: tuple[Any, ...]
+    sources: tuple[str, ...] = ()
+    other: str | None = None
+    relu: bool = False
+    kind: Literal["conv"] = "conv"
+
+
+@dataclass(frozen=True)
 class Release:
     """The last use of these tensors is behind us; their memory may be reused."""
 
@@ -125,7 +147,7 @@ class Release:
     kind: Literal["release"] = "release"
 
 
-Step = Union[Alloc, View, Launch, Call, Gemm, Release]
+Step = Union[Alloc, View, Launch, Call, Gemm, Conv, Release]
 
 
 @dataclass(frozen=True)
@@ -177,13 +199,15 @@ def reads(step: Step) -> Sequence[str]:
             return (base,)
         case Gemm(a=a, b=b, bias=bias):
             return (a, b) if bias is None else (a, b, bias)
+        case Conv(x=x, other=other):  # weights and sources are static inputs: packed outside of the steps
+            return (x,) if other is None else (x, other)
     return ()
 
 
 def defines(step: Step) -> Sequence[str]:
     """Tensors a step brings into being (a `Launch` only fills memory that exists)."""
     match step:
-        case Alloc(spec=spec) | View(spec=spec):
+        case Alloc(spec=spec) | View(spec=spec) | Conv(spec=spec):
             return (spec.name,)
         case Call(outs=outs):
             return tuple(o for o in outs if o is not None)

@@ -195,6 +195,12 @@ int aoti_torch_cpu_addmm_out(void*, void*, void*, void*, double, double);
 int aoti_torch_cpu_baddbmm_out(void*, void*, void*, void*, double, double);
 int aoti_torch_cpu_scatter_value_out(void*, void*, int64_t, void*, double);
 int aoti_torch_cpu_fill__Scalar(void*, double);
+int aoti_torch_cpu_mkldnn__convolution_pointwise(void*, void*, void**, const int64_t*, int64_t, const int64_t*, int64_t,
+                                                 const int64_t*, int64_t, int64_t, const char*, const double**, int64_t,
+                                                 const char**, void**);
+int aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
+    void*, void*, void*, void**, const int64_t*, int64_t, const int64_t*, int64_t, const int64_t*, int64_t, int64_t,
+    const char*, double*, const char**, const double**, int64_t, const char**, void**);
 int aoti_torch_call_dispatcher(const char*, const char*, uint64_t*);
 int torch_new_list_reserve_size(size_t, void**);
 int torch_list_push_back(void*, uint64_t);
@@ -285,6 +291,22 @@ void* wrap(Ptr data, Ints sizes, Ints strides, int dtype) {
   void* h;
   check(aoti_torch_create_tensor_from_blob(data.p, sizes.size(), sizes.begin(), strides.begin(), 0, dtype, 0, 0, &h), "wrap");
   return h;
+}
+// relu(convolution + bias + other), weights packed for oneDNN. A template, so that it exists only where it is used.
+template <class H>
+void* convolve(H x, void* other, void* weight, void* bias, Ints padding, Ints stride, Ints dilation, int64_t groups,
+               bool relu) {
+  void* out;
+  const char* attr = relu ? "relu" : "none";
+  if (!other)
+    check(aoti_torch_cpu_mkldnn__convolution_pointwise(x, weight, &bias, padding.begin(), padding.size(), stride.begin(),
+                                                       stride.size(), dilation.begin(), dilation.size(), groups, attr,
+                                                       nullptr, 0, nullptr, &out), "convolution");
+  else
+    check(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
+              x, other, weight, &bias, padding.begin(), padding.size(), stride.begin(), stride.size(), dilation.begin(),
+              dilation.size(), groups, "add", nullptr, relu ? &attr : nullptr, nullptr, 0, nullptr, &out), "convolution");
+  return out;
 }
 // An operator whose arguments the C shim can't carry: `made` gets new handles (or null).
 void from_python(Frame* frame, int index, std::initializer_list<void*> given, Ints sizes, void** made) {
