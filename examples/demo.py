@@ -111,7 +111,10 @@ def show_kernels(console: Console, fast: Any, everything: bool) -> None:
     shown = fast.kernels if everything else fast.kernels[:SHOWN_KERNELS]
     for kernel in shown:
         console.print(f"\n[bold]{kernel.name}[/] ({kernel.language})")
-        console.print(Syntax(kernel.source, "cpp" if kernel.language == "c++" else "python", word_wrap=True))
+        if console.is_terminal:
+            console.print(Syntax(kernel.source, "cpp" if kernel.language == "c++" else "python", word_wrap=True))
+        else:
+            console.out(kernel.source, highlight=False)
     folder = Path("dump") / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     for kernel in fast.kernels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -111,3 +112,22 @@ def test_aten_level_passes_are_refused() -> None:
 
     with pytest.raises(mw.MeshwrightError, match="level 'module' or 'graph'"):
         mw.passes.register_pass(Aten)
+
+
+def test_the_how_to_page_works_as_written() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to-register-a-pass.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.square(torch.nn.functional.relu(x)) + torch.square(x)
+
+    names = {"model": Net(), "x": torch.randn(64, 64), "__name__": "__main__"}
+    try:
+        exec(compile(code, "how-to-register-a-pass.md", "exec"), names)  # our own page, not input
+        entry = names["fast"].report.passes["relu-squared"]
+        assert (entry.matched, entry.rewritten) == (1, 1), entry
+        assert [n.reason for n in entry.refused] == ["a square of something other than relu"]
+        torch.testing.assert_close(names["fast"](names["x"]), names["model"](names["x"]))
+    finally:
+        mw.passes.unregister_pass("relu-squared")
