@@ -1,13 +1,15 @@
 """A rewrite of inference programs: convolutions with packed weights, channels last, batch norm and ReLU folded in.
 
-`convolution → per-channel affine kernel (+ residual) (+ ReLU)` becomes one `Conv` step of oneDNN. Legal because the folded
-weights are the same products, rounded once more; weights and statistics must be static, and are looked up at call time.
+`convolution → per-channel affine kernel (+ residual) (+ ReLU)` becomes one `Conv` step of oneDNN. Legal because the
+folded weights are the same products, rounded once more; weights and statistics must be static, and are looked up at
+call time.
 Between convolutions tensors stay channels last; a kernel or an output gets the layout it was planned with by a copy.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..runtime.program import Alloc, Call, Conv, Launch, Program, Release, Step, TensorSpec, reads
@@ -137,11 +139,12 @@ class _Rewriter:
         self.result[own[0]] = step.outputs[0]
         return True
 
-    def _same_layout(self, first: str, terms: dict[str, object]) -> bool:
+    def _same_layout(self, first: str, terms: Mapping[str, object]) -> bool:
         """All summands are contiguous in the planned layout (the kernel walked them as one)."""
         spec = self.convs[first].specs[0]
+        others = [self.convs[n].specs[0] for n in terms if n in self.convs]
         return spec is not None and spec.strides == _contiguous(spec) and all(
-            n not in self.convs or self.convs[n].specs[0].strides == spec.strides for n in terms)  # type: ignore[union-attr]
+            o is not None and o.strides == spec.strides for o in others)
 
     def _is_agnostic(self, step: Step) -> bool:
         """Steps that take a tensor in any layout: convolutions, poolings, and kernels folded away."""

@@ -12,7 +12,20 @@ raises `Unsupported`, and the caller runs the program from Python instead.
 
 from __future__ import annotations
 
-from ..runtime.program import Alloc, Call, Conv, Gemm, Json, Launch, Program, Release, Step, SymbolInput, TensorSpec, View
+from ..runtime.program import (
+    Alloc,
+    Call,
+    Conv,
+    Gemm,
+    Json,
+    Launch,
+    Program,
+    Release,
+    Step,
+    SymbolInput,
+    TensorSpec,
+    View,
+)
 from .cpp import prelude, print_kernel_cpp, work_items, work_per_item
 from .cpp_expr import MEMORY_TYPE
 from .expr import Expr
@@ -123,8 +136,8 @@ class Printer:
         values: dict[str, Expr | int] = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
         rows, work = work_items(kernel).subs(values), (work_items(kernel) * work_per_item(kernel)).subs(values)
         addresses = ", ".join(self.tensors.address(n) for n in (*step.inputs, *step.outputs))
-        self.lines.append(f"launch({c_name(step.kernel)}_rows, threads, {c_expr(rows)}, {c_expr(work)}, {{{addresses}}}, "
-                          f"{ints(step.sizes)});")
+        self.lines.append(f"launch({c_name(step.kernel)}_rows, threads, {c_expr(rows)}, {c_expr(work)}, "
+                          f"{{{addresses}}}, {ints(step.sizes)});")
 
 
 def print_rows(kernel: Kernel, name: str) -> str:
@@ -132,7 +145,8 @@ def print_rows(kernel: Kernel, name: str) -> str:
     buffers = [*kernel.inputs, *kernel.outputs]
     arguments = [f"({MEMORY_TYPE[b.dtype]}*)tensors[{i}]" for i, b in enumerate(buffers)]
     arguments += [f"sizes[{i}]" for i in range(len(kernel.sizes))]
-    return (f"static void {c_name(name)}_rows(void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end) {{\n"
+    parameters = "void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end"
+    return (f"static void {c_name(name)}_rows({parameters}) {{\n"
             f"  {c_name(name)}({', '.join([*arguments, 'begin', 'end'])});\n}}\n")
 
 

@@ -197,8 +197,8 @@ def _scatter_value(call: Call, tensors: Tensors) -> None:
     """In place, as the loss functions' backward does."""
     target, dim, index, value = (v for _, v in bind(call))
     handle, source = tensors.handle(target["tensor"]), tensors.handle(index["tensor"])
-    tensors.lines.append(f"check(aoti_torch_cpu_scatter_value_out({handle}, {handle}, {dim}, {source}, {c_float(value)}), "
-                         f'"{call.op}");')
+    arguments = f"{handle}, {handle}, {dim}, {source}, {c_float(value)}"
+    tensors.lines.append(f'check(aoti_torch_cpu_scatter_value_out({arguments}), "{call.op}");')
     _same_tensor(call, target["tensor"], tensors)
 
 
@@ -212,7 +212,8 @@ def _fill(call: Call, tensors: Tensors) -> None:
 def _same_tensor(call: Call, target: str, tensors: Tensors) -> None:
     """An in-place operator's result, where it is used, is its target."""
     if call.outs and call.outs[0] is not None:
-        tensors.add_result(call.outs[0], call.specs[0] if call.specs else None, f"new_reference({tensors.handle(target)})")
+        spec = call.specs[0] if call.specs else None
+        tensors.add_result(call.outs[0], spec, f"new_reference({tensors.handle(target)})")
 
 
 _DIRECT: dict[str, Callable[[Call, Tensors], None]] = {

@@ -15,7 +15,7 @@ from .program_cpp_tensors import Tensors, ints
 
 @dataclass(frozen=True)
 class PackedConv:
-    """A convolution's weight and bias for oneDNN, made from the inputs at `positions`: weight, [bias,] channel tensors."""
+    """Weight and bias of a convolution, made from the inputs at `positions`: weight, [bias,] channel tensors."""
 
     positions: tuple[int, ...]
     step: Conv

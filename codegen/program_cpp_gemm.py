@@ -13,7 +13,7 @@ from .schema import Unsupported
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A [K, N] matrix inside the input tensor number `position` (element offset and strides) that a product multiplies by."""
+    """A [K, N] matrix inside input tensor number `position` (offset, strides in elements): a product's right side."""
 
     position: int
     offset: int
@@ -57,8 +57,9 @@ def print_gemm(step: Gemm, tensors: Tensors, program: Program, packed: list[Pack
     else:
         b_address = tensors.address(step.b)
     strides_a, strides_b = ", ".join(map(c_expr, (sab, sm, sk))), ", ".join(map(c_expr, (sbb, sbk, sbn)))
-    tensors.lines.append(f"  mw_gemm(threads, {c_expr(batch)}, {', '.join(sizes)}, {addresses[0]}, {strides_a}, {b_address}, "
-                         f"{strides_b}, {bias}, {bias_b}, {bias_m}, {addresses[1]}, {c_expr(scb)}, {c_expr(ldc)});")
+    tensors.lines.append(f"  mw_gemm(threads, {c_expr(batch)}, {', '.join(sizes)}, {addresses[0]}, {strides_a}, "
+                         f"{b_address}, {strides_b}, {bias}, {bias_b}, {bias_m}, "
+                         f"{addresses[1]}, {c_expr(scb)}, {c_expr(ldc)});")
 
 
 def _bias_strides(spec: TensorSpec, rank: int) -> tuple[str, str]:

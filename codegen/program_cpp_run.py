@@ -15,8 +15,8 @@ from ..runtime import torch_compat
 from ..runtime.packing import PackedWeights
 from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared
-from .program_cpp import Printer, entry_name
 from .program_conv import fuse_convolutions
+from .program_cpp import Printer, entry_name
 from .program_cpp_conv import PackedConv, can_convolve, packing_of
 from .program_cpp_gemm import PackedWeight
 from .program_cpp_python import PythonOperators
@@ -98,7 +98,7 @@ class CompiledProgram:
     def _split(self, inputs: Sequence[Value]) -> tuple[list[Any], Any]:
         if not self._integers:
             return inputs if isinstance(inputs, list) else list(inputs), None
-        numbers = [int(inputs[i] or 0) for i in self._integers]  # type: ignore[arg-type]  # None: an unused input
+        numbers = [int(inputs[i] or 0) for i in self._integers]  # None: an unused input
         skip = set(self._integers)
         return [x for i, x in enumerate(inputs) if i not in skip], (ctypes.c_int64 * len(numbers))(*numbers)
 
@@ -111,14 +111,15 @@ class CompiledProgram:
 
 
 def compile_program(program: Program) -> CompiledProgram:
-    """Print, compile and load `program`. Raises `Unsupported` (run it from Python), `ToolchainError`, `CompileFailure`."""
+    """Print, compile, load. Raises `Unsupported` (run it in Python), `ToolchainError`, `CompileFailure`."""
     lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
     printer = Printer(lowered)
     source = printer.text()
     with _compile_guard:
         host_library()
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
-    return CompiledProgram(lowered, source, printer.packed, printer.packed_convs, printer.from_python, ctypes.CDLL(str(path)))
+    library = ctypes.CDLL(str(path))
+    return CompiledProgram(lowered, source, printer.packed, printer.packed_convs, printer.from_python, library)
 
 
 _compile_guard = threading.Lock()

@@ -12,7 +12,9 @@ from ..runtime.program import Alloc, Call, Gemm, Program, Step, TensorSpec, View
 from .program_memory import size_expr
 from .schema import bind
 
-_PRODUCTS = {"aten.mm.default": False, "aten.bmm.default": False, "aten.addmm.default": True, "aten.baddbmm.default": True}
+_PRODUCTS = {  # operator -> whether it adds a bias
+    "aten.mm.default": False, "aten.bmm.default": False, "aten.addmm.default": True, "aten.baddbmm.default": True,
+}
 
 
 def lower_products(program: Program) -> Program:

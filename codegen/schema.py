@@ -23,7 +23,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Argument:
-    """One parameter of an operator: its schema type as text (`"Tensor?"`, `"int[]"`), default, and what it may alias."""
+    """One parameter of an operator: its schema type as text (`"Optional[Tensor]"`), default, and what it may alias."""
 
     name: str
     type: str

@@ -81,8 +81,8 @@ def refresh(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def packed(sources: Sequence[torch.Tensor], variant: Hashable, pack: Pack) -> Any:
-    """The copy called `variant` of the first source, made by `pack(*sources)` when none fits; None where it should not be
-    kept (the sources keep changing, or have no version counter)."""
+    """The copy called `variant` of the first source, made by `pack(*sources)` when none fits; None where none should
+    be kept (the sources keep changing, or have no version counter)."""
     global _generation
     if any(t.is_inference() for t in sources):
         return None
@@ -128,7 +128,7 @@ class Found:
     pointers: list[int]
     copies: list[Any]
     wanted: list[tuple[tuple[int, ...], Hashable, Pack]]
-    _array: Any = None
+    _array: ctypes.Array[ctypes.c_void_p] | None = None
 
     def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
         """Data pointers of the copies, 0 where there is none."""
@@ -166,5 +166,6 @@ class PackedWeights:
     def _slow(self, inputs: Sequence[torch.Tensor], weights: list[torch.Tensor]) -> Found:
         copies = [packed([inputs[p] for p in positions], variant, pack) for positions, variant, pack in self.wanted]
         versions = [-1 if w.is_inference() else w._version for w in weights]
-        self._last = Found(_generation, list(map(id, weights)), versions, [w.data_ptr() for w in weights], copies, self.wanted)
+        pointers = [w.data_ptr() for w in weights]
+        self._last = Found(_generation, list(map(id, weights)), versions, pointers, copies, self.wanted)
         return self._last

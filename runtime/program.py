@@ -119,7 +119,7 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Conv:
-    """`spec = relu(scale * convolution(x, weight, bias) + shift + other)`, channels last, with weights packed at call time.
+    """`spec = relu(scale * convolution(x, weight, bias) + shift + other)`, channels last, weights packed at call time.
 
     `scale` and `shift` are trees over the per-channel tensors `sources` (see codegen/affine.py)."""
 

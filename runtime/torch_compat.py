@@ -205,14 +205,14 @@ def handles_of(tensors: Any) -> list[Any]:
     """New owning handles (capsules) of `tensors` for the C++ program, which consumes them. Wraps `torch._C._aoti`."""
     import torch
 
-    return torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # type: ignore[no-any-return]
+    return torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
 
 
 def tensors_of(handles: Any) -> list[Any]:
     """The tensors behind owning handles; the handles are consumed. Wraps `torch._C._aoti`."""
     import torch
 
-    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)  # type: ignore[no-any-return]
+    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -290,7 +290,7 @@ def borrowed_tensors(addresses: Sequence[int]) -> list[Any]:
         if shim.aoti_torch_new_tensor_handle(ctypes.c_void_p(address), ctypes.byref(copy)):
             raise RuntimeError("a tensor handle could not be copied")
         capsules.append(make(copy, None, None))
-    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)  # type: ignore[no-any-return, arg-type]
+    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)
 
 
 def _libtorch_cpu() -> str:

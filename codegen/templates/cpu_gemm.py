@@ -158,8 +158,8 @@ static void gemm_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t N
 }
 
 template <class B>
-static void gemm_threads(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm, int64_t sk, const B& b,
-                         const float* bias, int64_t bias_m, float* c, int64_t ldc) {
+static void gemm_threads(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm, int64_t sk,
+                         const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc) {
   int64_t panels = (N + NR - 1) / NR;
   if (K == 0) {
     for (int64_t m = 0; m < M; m++)
@@ -200,16 +200,17 @@ extern "C" MW_EXPORT void mw_gemm_packed(int threads, int64_t M, int64_t N, int6
   gemm_threads(threads, M, N, K, a, sm, sk, PackedB{packed, K}, bias, bias_m, c, ldc);
 }
 
-typedef void (*Sgemm)(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
-                      const float*, const int*, const float*, float*, const int*);
+typedef void (*Sgemm)(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
+                      const int*, const float*, const int*, const float*, float*, const int*);
 static Sgemm library_sgemm() {
   static Sgemm found = (Sgemm)dlsym(RTLD_DEFAULT, "sgemm_");
   return found;
 }
 
-// One product on strided operands. The library's GEMM where it can express the strides, else panels packed on the fly.
-static void gemm_one(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm, int64_t sk, const float* b,
-                     int64_t sbk, int64_t sbn, const float* bias, int64_t bias_m, float* c, int64_t ldc) {
+// One product on strided operands: the library's GEMM where it can express the strides, else panels packed on the fly
+static void gemm_one(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm, int64_t sk,
+                     const float* b, int64_t sbk, int64_t sbn, const float* bias, int64_t bias_m, float* c,
+                     int64_t ldc) {
   Sgemm sgemm = library_sgemm();
   bool a_ok = sk == 1 || sm == 1, b_ok = sbn == 1 || sbk == 1;
   int64_t lda = sk == 1 ? sm : sk, ldb = sbn == 1 ? sbk : sbn;
@@ -226,9 +227,10 @@ static void gemm_one(int threads, int64_t M, int64_t N, int64_t K, const float* 
   sgemm(sbn == 1 ? "N" : "T", sk == 1 ? "N" : "T", &m, &n, &k, &one, b, &la, a, &lb, &beta, c, &lc);
 }
 
-extern "C" MW_EXPORT void mw_gemm(int threads, int64_t batch, int64_t M, int64_t N, int64_t K, const float* a, int64_t sab,
-                                  int64_t sm, int64_t sk, const float* b, int64_t sbb, int64_t sbk, int64_t sbn,
-                                  const float* bias, int64_t bias_b, int64_t bias_m, float* c, int64_t scb, int64_t ldc) {
+extern "C" MW_EXPORT void mw_gemm(int threads, int64_t batch, int64_t M, int64_t N, int64_t K, const float* a,
+                                  int64_t sab, int64_t sm, int64_t sk, const float* b, int64_t sbb, int64_t sbk,
+                                  int64_t sbn, const float* bias, int64_t bias_b, int64_t bias_m, float* c,
+                                  int64_t scb, int64_t ldc) {
   if (batch == 1) return gemm_one(threads, M, N, K, a, sm, sk, b, sbk, sbn, bias, bias_m, c, ldc);
 #pragma omp parallel for num_threads(threads) if (threads > 1 && batch * M * N * K > 64 * 1024)
   for (int64_t i = 0; i < batch; i++)

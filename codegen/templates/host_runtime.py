@@ -185,8 +185,8 @@ int aoti_torch_get_strides(void*, int64_t**);
 int aoti_torch_get_dim(void*, int64_t*);
 int aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t, void**);
 int aoti_torch__reinterpret_tensor(void*, int64_t, const int64_t*, const int64_t*, int64_t, void**);
-int aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t,
-                                       void**);
+int aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t,
+                                       int32_t, void**);
 bool aoti_torch_grad_mode_is_enabled();
 void aoti_torch_grad_mode_set_enabled(bool);
 int aoti_torch_cpu_mm_out(void*, void*, void*);
@@ -289,7 +289,8 @@ void* view_of(void* base, Ints sizes, Ints strides, int64_t extra) {
 }
 void* wrap(Ptr data, Ints sizes, Ints strides, int dtype) {
   void* h;
-  check(aoti_torch_create_tensor_from_blob(data.p, sizes.size(), sizes.begin(), strides.begin(), 0, dtype, 0, 0, &h), "wrap");
+  check(aoti_torch_create_tensor_from_blob(data.p, sizes.size(), sizes.begin(), strides.begin(), 0, dtype, 0, 0, &h),
+        "wrap");
   return h;
 }
 // relu(convolution + bias + other), weights packed for oneDNN. A template, so that it exists only where it is used.
@@ -299,13 +300,14 @@ void* convolve(H x, void* other, void* weight, void* bias, Ints padding, Ints st
   void* out;
   const char* attr = relu ? "relu" : "none";
   if (!other)
-    check(aoti_torch_cpu_mkldnn__convolution_pointwise(x, weight, &bias, padding.begin(), padding.size(), stride.begin(),
-                                                       stride.size(), dilation.begin(), dilation.size(), groups, attr,
-                                                       nullptr, 0, nullptr, &out), "convolution");
+    check(aoti_torch_cpu_mkldnn__convolution_pointwise(
+              x, weight, &bias, padding.begin(), padding.size(), stride.begin(), stride.size(), dilation.begin(),
+              dilation.size(), groups, attr, nullptr, 0, nullptr, &out), "convolution");
   else
     check(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
               x, other, weight, &bias, padding.begin(), padding.size(), stride.begin(), stride.size(), dilation.begin(),
-              dilation.size(), groups, "add", nullptr, relu ? &attr : nullptr, nullptr, 0, nullptr, &out), "convolution");
+              dilation.size(), groups, "add", nullptr, relu ? &attr : nullptr, nullptr, 0, nullptr, &out),
+          "convolution");
   return out;
 }
 // An operator whose arguments the C shim can't carry: `made` gets new handles (or null).

@@ -48,24 +48,20 @@ SIGMOID = """kernel gate(in0: f32 -> out0: f32)
 
 
 def spec(name: str, *shape: int, static: bool = False) -> TensorSpec:
-    strides: list[int] = []
-    for n in reversed(shape):
-        strides.insert(0, strides[0] * last if strides else 1)
-        last = n
-    return TensorSpec(name, "float32", shape, tuple(strides), static=static)
+    return TensorSpec(name, "float32", shape, torch.empty(shape).stride(), static=static)
 
 
 def conv(out: str, x: str, weight: str) -> Call:
-    return Call("aten.convolution.default", ({"tensor": x}, {"tensor": weight}, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
-                {}, (out,), (spec(out, 2, 8, 6, 6),))
+    args = ({"tensor": x}, {"tensor": weight}, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    return Call("aten.convolution.default", args, {}, (out,), (spec(out, 2, 8, 6, 6),))
 
 
 def block(*, inference: bool = True, outputs: tuple[str, ...] = ("z", "g")) -> Program:
     """x -> conv -> bn+relu (y) -> conv -> + y (z); g = sigmoid(y)."""
     channels = tuple(spec(n, 8, static=True) for n in ("mean", "var", "gamma", "beta"))
     return Program(
-        "block", (spec("x", 2, 8, 6, 6), spec("w1", 8, 8, 3, 3, static=True), *channels, spec("w2", 8, 8, 3, 3, static=True)),
-        (),
+        "block", (spec("x", 2, 8, 6, 6), spec("w1", 8, 8, 3, 3, static=True), *channels,
+                  spec("w2", 8, 8, 3, 3, static=True)), (),
         (conv("c1", "x", "w1"), Alloc(spec("y", 2, 8, 6, 6)),
          Launch("bn", ("c1", "mean", "var", "gamma", "beta"), ("y",)),
          conv("c2", "y", "w2"), Alloc(spec("z", 2, 8, 6, 6), True), Launch("add", ("c2", "y"), ("z",)),

@@ -1,4 +1,4 @@
-"""Programs printed as C++: equal to the same steps in torch, over views, symbols, several outputs, errors and threads."""
+"""Programs printed as C++ equal the same steps in torch: views, symbols, several outputs, errors, threads."""
 
 from __future__ import annotations
 
@@ -177,10 +177,12 @@ def operators() -> Program:
         inputs=(f32("x", (6, 8)), i64),
         symbols=(),
         steps=(
-            Call("aten.index_select.default", (tensor("x"), 0, tensor("index")), {}, ("picked",), (f32("picked", (4, 8)),)),
+            Call("aten.index_select.default", (tensor("x"), 0, tensor("index")), {}, ("picked",),
+                 (f32("picked", (4, 8)),)),
             Call("aten.topk.default", (tensor("picked"), 3), {}, ("top", None), (f32("top", (4, 3)), None)),
             Call("aten.cat.default", ([tensor("top"), tensor("picked")], 1), {}, ("both",), (f32("both", (4, 11)),)),
-            Call("aten.index.Tensor", (tensor("x"), [None, tensor("index")]), {}, ("columns",), (f32("columns", (6, 4)),)),
+            Call("aten.index.Tensor", (tensor("x"), [None, tensor("index")]), {}, ("columns",),
+                 (f32("columns", (6, 4)),)),
             Call("aten.split.Tensor", (tensor("x"), 3), {}, ("low", "high"),
                  (f32("low", (3, 8)), f32("high", (3, 8)))),
             Call("aten.ones.default", ([5],), {"dtype": {"dtype": "float64"}, "device": {"device": "cpu"},
