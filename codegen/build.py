@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from .expr import Expr, const, product, var
-from .ir import Axis, Buffer, Index, Kernel, Load, Op, Reduce, Stmt, Store, uses, verify
+from .ir import Axis, Buffer, Index, IRError, Kernel, Load, Op, Reduce, Stmt, Store, uses, verify
 from .lowering.builder import Frame, KernelBuilder, memory_order
 from .lowering.indexing import NeedSplit
 from .lowering.reductions import frame_of_reduction, reduction_of
@@ -79,7 +79,10 @@ def _finish(b: KernelBuilder, outputs: Sequence[fx.Node]) -> BuiltKernel:
     ins = tuple(Buffer(name, shape_of(n.meta["val"]).dtype) for n, name in b.inputs.items())
     raw = Kernel("kernel", (), ins, tuple(buffers), axes, tuple(b.stmts))
     kernel, inputs, sizes = canonical(raw, list(b.inputs))
-    verify(kernel)
+    try:
+        verify(kernel)
+    except IRError as broken:  # an operator on a dtype the IR has no form for (min of bools): ATen computes it
+        raise CannotLower(str(broken).splitlines()[0]) from None
     return BuiltKernel(kernel, tuple(inputs), tuple(outputs), tuple(sizes))
 
 

@@ -153,7 +153,9 @@ def _index_select(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     source, dim, indices = node.args[:3]
     assert isinstance(source, fx.Node) and isinstance(indices, fx.Node) and isinstance(dim, int)
     sizes = shape_of(source.meta["val"]).sizes
-    dim %= max(len(sizes), 1)
+    if not sizes:
+        raise CannotLower("index_select of a scalar")
+    dim %= len(sizes)
     wanted = (index[dim],) if indices.meta["val"].dim() else ()
     at, inside = _gathered(b, b.eval(indices, wanted), sizes[dim], wrap=False)
     return b.masked(inside, lambda: b.eval(source, (*index[:dim], at, *index[dim + 1:])))

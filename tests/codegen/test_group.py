@@ -85,3 +85,12 @@ def test_grouping_twice_gives_the_same() -> None:
     gm = trace(lambda x: (F.layer_norm(x, (8,)).sum(0),), [X])
     first, second = group(gm.graph)[0], group(gm.graph)[0]
     assert [g.built.key for g in first] == [g.built.key for g in second]
+
+
+def test_what_the_ir_has_no_form_for_is_refused_not_raised() -> None:
+    """min of bools and index_select of a scalar run as ATen; the rest of the graph still fuses."""
+    def function(m: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return m.min(0)[0], x.index_select(0, torch.zeros(1, dtype=torch.long)), torch.tanh(m * 2.0)
+    found, rejected = group(trace(function, [torch.ones(4, 3, dtype=torch.bool), torch.tensor(1.0)]).graph)
+    assert any("tanh" in str(n.target) for g in found for n in g.nodes)
+    assert any("scalar" in r.reason for r in rejected) and any("b1" in r.reason for r in rejected)
