@@ -24,6 +24,8 @@ template <int R>
 static void micro(int64_t K, const float* __restrict a, const float* __restrict b, int64_t b_step,
                   float* __restrict c, int64_t ldc, const float* start, int64_t start_step) {
   vec sum[R][NV];
+  for (int i = 0; i < R; i++)
+    for (int j = 0; j < NR; j += 16) __builtin_prefetch(c + i * ldc + j, 1);
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 8
@@ -92,7 +94,7 @@ static void pack_panel(const float* b, int64_t sk, int64_t sn, int64_t K, int64_
   }
 }
 
-static int64_t block_k() { return VW == 16 ? 1024 : 384; }
+static int64_t block_k() { return VW == 16 ? 768 : 384; }
 static int64_t block_m() { return VW == 16 ? 192 : 96; }
 
 struct Scratch {  // one growing buffer per thread and use; freed with the thread
