@@ -266,12 +266,13 @@ class _Printer:
         return names
 
     def _load(self, stmt: Load) -> str:
-        dims = expr_dims(self.kernel, stmt.index, self.dims)
-        if stmt.mask is not None:
-            dims |= self.dims[stmt.mask]
+        dims = self.dims[stmt.dst]
         index, mask = self.index(stmt.index, dims), self.mask(dims)
         if stmt.mask is not None:
-            mask = f"{self.name(stmt.mask)} & {mask}" if mask else self.name(stmt.mask)
+            guard = self.name(stmt.mask)
+            if not self.dims[stmt.mask]:
+                guard = f"(tl.full({self.shape(dims)}, 1, tl.int1) & {guard})"
+            mask = f"{guard} & {mask}" if mask else guard
             other = f", other={literal(stmt.other, stmt.dtype)}"
         else:
             other = ", other=0" if mask else ""

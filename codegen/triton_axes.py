@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .expr import Expr, const, product, split_atom
-from .ir import Axis, Index, Kernel, Load, Stmt, Store, stmt_axes
+from .ir import Axis, Index, Kernel, Load, Reduce, Stmt, Store, stmt_axes, uses
 
 Dims = frozenset[str]  # subset of {"x", "r"}: the directions a value varies along
 X, R = "x", "r"
@@ -94,9 +94,19 @@ def expr_dims(kernel: Kernel, e: Expr, known: dict[str, Dims]) -> Dims:
 
 
 def value_dims(kernel: Kernel) -> dict[str, Dims]:
-    """Directions along which every SSA value varies."""
+    """Directions along which every SSA value varies. A guarded load is a block even where nothing varies: Triton takes
+    no scalar mask, so it and all that depends on it vary along `x`."""
+    own = stmt_axes(kernel)
     kinds = {a.name: R if a.is_reduce else X for a in kernel.axes}
-    return {v: frozenset(kinds[a] for a in axes) for v, axes in stmt_axes(kernel).items()}
+    out: dict[str, Dims] = {}
+    for stmt in kernel.body:
+        if isinstance(stmt, Store):
+            continue
+        dims = frozenset(kinds[a] for a in own[stmt.dst]).union(*(out[v] for v in uses(stmt)))
+        if isinstance(stmt, Reduce):
+            dims -= {R}
+        out[stmt.dst] = dims or frozenset({X}) if isinstance(stmt, Load) and stmt.mask is not None else dims
+    return out
 
 
 def inner_strides(kernel: Kernel) -> tuple[int, int]:

@@ -258,3 +258,18 @@ def test_what_triton_rejects_is_named() -> None:
 def test_numpy_is_quiet_about_padding_lanes() -> None:
     with np.errstate(all="raise"):
         check(CASES["layer_norm_33"], run)
+
+
+def test_a_scalar_guard_becomes_a_block() -> None:
+    """A gather with a 0-d index: the mask varies along nothing, Triton wants a block."""
+    kernel = parse_kernel("""kernel pick(i: i64, w: f32 -> y: f32)
+  axes p0: 8
+  %0: i64 = load i[0]
+  %1: i64 = const 5
+  %2: b1 = lt %0, %1
+  %3: f32 = load w[8*%0 + p0] if %2 else 0
+  store y[p0] = %3
+""")
+    w, y = torch.randn(5, 8), torch.empty(8)
+    triton_kernel(kernel)([torch.tensor(2), w, y], [])
+    assert torch.equal(y, w[2])
