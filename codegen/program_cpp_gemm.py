@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..runtime.program import Gemm, Program, Size, TensorSpec
 from .expr import Expr, const
 from .program_cpp_tensors import Tensors, c_expr
 from .program_memory import size_expr
 from .schema import Unsupported
+
+MIN_COLUMNS = 16  # narrower products would mostly multiply padding
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class PackedWeight:
     N: int
     stride_k: int
     stride_n: int
+    rows: int | None = None  # of the left side; None when symbolic
+
+    @property
+    def variant(self) -> tuple[str | int, ...]:
+        """Equal for equal packed copies of the same tensor."""
+        return ("gemm", self.offset, self.K, self.N, self.stride_k, self.stride_n)
 
 
 def _rank3(spec: TensorSpec) -> tuple[list[Size], list[Size]]:
@@ -46,6 +54,7 @@ def print_gemm(step: Gemm, tensors: Tensors, program: Program, packed: list[Pack
     weight = find_weight(step.b, tensors, program) if len(b.shape) == 2 else None
     sizes = [c_expr(s) for s in (M, N, K)]
     if weight is not None:
+        weight = replace(weight, rows=size_expr(M).value if size_expr(M).is_const else None)
         slot = packed.index(weight) if weight in packed else len(packed)
         if slot == len(packed):
             packed.append(weight)
@@ -86,4 +95,4 @@ def find_weight(name: str, tensors: Tensors, program: Program) -> PackedWeight |
     if not found or not all(n.is_const for n in numbers):
         return None
     K, N, sk, sn, at = (n.value for n in numbers)
-    return PackedWeight(found[0], at, K, N, sk, sn)
+    return PackedWeight(found[0], at, K, N, sk, sn) if N >= MIN_COLUMNS else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Union
 
@@ -19,6 +19,7 @@ from .program_conv import fuse_convolutions
 from .program_cpp import Printer, entry_name
 from .program_cpp_conv import PackedConv, can_convolve, packing_of
 from .program_cpp_gemm import PackedWeight
+from .program_cpp_packing import GemmWeights
 from .program_cpp_python import PythonOperators
 from .program_gemm import lower_products
 from .templates import host_runtime
@@ -28,7 +29,6 @@ Value = Union[torch.Tensor, int, None]
 # Products may contract a*b+c; kernels keep torch's two roundings (see runtime/toolchain.py).
 RUNTIME_FLAGS = ("-ffp-contract=fast", "-fwrapv", "-fno-strict-aliasing")
 PROGRAM_FLAGS = ("-fwrapv", "-fno-strict-aliasing")
-_PACK_ALIGN = 64
 
 
 @lru_cache(maxsize=1)
@@ -43,6 +43,12 @@ def host_library() -> ctypes.PyDLL:
     library.mw_packed_floats.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.mw_pack_b.restype = None
     library.mw_pack_b.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p]
+    floats, size = ctypes.c_void_p, ctypes.c_int64
+    library.mw_gemm_packed.restype = library.mw_gemm.restype = None
+    library.mw_gemm_packed.argtypes = [ctypes.c_int, size, size, size, floats, size, size, floats, floats, size, floats,
+                                       size]
+    library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, floats, *[size] * 3, floats, *[size] * 3, floats, size, size,
+                                floats, size, size]
     library.mw_arena_release.restype = ctypes.c_int64
     return library
 
@@ -63,7 +69,7 @@ class CompiledProgram:
         self._library = library
         self._call = host_library().mw_call
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
-        self._weights = PackedWeights([((w.position,), *_packing(w)) for w in packed]) if packed else None
+        self._weights = GemmWeights(packed, host_library()) if packed else None
         self._wanted_convs = list(convs)
         self._convs: dict[int, PackedWeights] = {}  # by number of threads: oneDNN chooses its layout by it
         self._outputs = [_kind(o) for o in program.outputs]
@@ -75,11 +81,11 @@ class CompiledProgram:
         """Raises `RuntimeError` with the operator's own message when a step fails."""
         tensors, integers = self._split(inputs)
         numbers = (ctypes.c_int64 * max(1, len(self._outputs)))()
-        packed = self._weights.lookup(tensors) if self._weights is not None else None
         threads = torch.get_num_threads()
+        packed = self._weights.addresses(tensors, threads) if self._weights is not None else None
         handles = torch_compat.handles_of([*tensors, *self._packed_convs(tensors, threads)])
         try:
-            found = self._call(handles, self._entry, integers, numbers, packed.addresses() if packed else None,
+            found = self._call(handles, self._entry, integers, numbers, packed,
                                self._python.entry, self._n_tensors, threads)
         except RuntimeError as error:
             raise self._python.error() or error from None
@@ -129,20 +135,3 @@ def _kind(output: Any) -> str:
     if output is None:
         return "none"
     return "int" if isinstance(output, dict) and "size" in output else "tensor"
-
-
-def _packing(weight: PackedWeight) -> tuple[Hashable, Callable[[torch.Tensor], torch.Tensor]]:
-    """(name of the copy, function that makes it) for one matrix inside a parameter."""
-    variant = ("gemm", weight.offset, weight.K, weight.N, weight.stride_k, weight.stride_n)
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        library = host_library()
-        floats = int(library.mw_packed_floats(weight.K, weight.N))
-        room = torch.empty(floats + _PACK_ALIGN, dtype=torch.float32)
-        skip = -room.data_ptr() % _PACK_ALIGN // 4
-        out = room[skip:skip + floats]
-        library.mw_pack_b(tensor.data_ptr() + 4 * weight.offset, weight.stride_k, weight.stride_n, weight.K, weight.N,
-                          out.data_ptr())
-        return out
-
-    return variant, pack

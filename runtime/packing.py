@@ -8,7 +8,6 @@ calls is no longer packed, and neither is one without a version counter (made un
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -128,14 +127,6 @@ class Found:
     pointers: list[int]
     copies: list[Any]
     wanted: list[tuple[tuple[int, ...], Hashable, Pack]]
-    _array: ctypes.Array[ctypes.c_void_p] | None = None
-
-    def addresses(self) -> ctypes.Array[ctypes.c_void_p]:
-        """Data pointers of the copies, 0 where there is none."""
-        if self._array is None:
-            found = [c.data_ptr() if c is not None else None for c in self.copies]
-            self._array = (ctypes.c_void_p * max(1, len(found)))(*found)
-        return self._array
 
     def made(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         """The copies, made for this call only where none is kept."""

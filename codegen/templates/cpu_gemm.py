@@ -33,10 +33,9 @@ static void micro(int64_t K, const float* __restrict a, const float* __restrict 
   for (int64_t k = 0; k < K; k++) {
     vec row[NV];
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; j++) {
-      row[j] = *(const uvec*)(b + j * VW);
-      __builtin_prefetch(b + 8 * b_step + j * VW);
-    }
+    for (int j = 0; j < NV; j++) row[j] = *(const uvec*)(b + j * VW);
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j += 16) __builtin_prefetch(b + (VW == 16 ? 8 : 16) * b_step + j);
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
       vec x = a[i] - vec{};  // a broadcast: x - 0 is exact and folds away
@@ -95,7 +94,14 @@ static void pack_panel(const float* b, int64_t sk, int64_t sn, int64_t K, int64_
 }
 
 static int64_t block_k() { return VW == 16 ? 768 : 384; }
-static int64_t block_m() { return VW == 16 ? 192 : 96; }
+static int64_t block_m() {  // rows whose packed tiles take half of the second-level cache
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t l2 = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 256 * 1024);
+#else
+  static const int64_t l2 = 512 * 1024;
+#endif
+  return std::min<int64_t>(192, l2 / 2 / (block_k() * 4));
+}
 
 struct Scratch {  // one growing buffer per thread and use; freed with the thread
   float* data = nullptr;

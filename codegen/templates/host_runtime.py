@@ -24,6 +24,7 @@ _HEAD = r"""
 static int omp_get_thread_num() { return 0; }
 static int omp_get_num_threads() { return 1; }
 #endif
+#include <unistd.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
