@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,8 +70,10 @@ def _source_value(b: KernelBuilder, node: fx.Node, index: Idx, dtype: str | None
     source = node.args[0]
     assert isinstance(source, fx.Node)
     sizes = shape_of(source.meta["val"]).sizes
-    point = b.element_index(sizes)
     dims = reduced_dims(node)
+    if _rows_and_points(sizes, dims) != (product(b.frame.row_sizes), product(b.frame.sizes)):
+        raise CannotLower(f"{node.name} has other rows than this kernel's, or longer or shorter ones")
+    point = b.element_index(sizes)
     kept = [point[d] for d in range(len(sizes)) if d not in dims]
     if [i for i in kept if i != 0] != [i for i in index if i != 0]:
         raise CannotLower(f"{node.name} reduces other rows than this kernel's")
@@ -79,6 +82,10 @@ def _source_value(b: KernelBuilder, node: fx.Node, index: Idx, dtype: str | None
         raise CannotLower(f"{node.name} reduces other axes than this kernel's")
     value = b.eval(source, point)
     return value if dtype is None else b.cast(value, dtype)
+
+
+def _rows_and_points(sizes: Sequence[Expr], dims: Sequence[int]) -> tuple[Expr, Expr]:
+    return product(s for d, s in enumerate(sizes) if d not in dims), product(sizes)
 
 
 def _accumulate_dtype(node: fx.Node, source_dtype: str) -> str:

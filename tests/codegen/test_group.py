@@ -94,3 +94,11 @@ def test_what_the_ir_has_no_form_for_is_refused_not_raised() -> None:
     found, rejected = group(trace(function, [torch.ones(4, 3, dtype=torch.bool), torch.tensor(1.0)]).graph)
     assert any("tanh" in str(n.target) for g in found for n in g.nodes)
     assert any("scalar" in r.reason for r in rejected) and any("b1" in r.reason for r in rejected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_sums_of_different_lengths_keep_their_own_loops(dynamic: bool) -> None:
+    found = groups_of(lambda x, y: x.sum(1) + y.sum(1), torch.randn(8, 24), torch.randn(8, 16), dynamic=dynamic)
+    for g in found:
+        lengths = {str(n.args[0].meta["val"].shape[1]) for n in g.nodes if n.target is torch.ops.aten.sum.dim_IntList}
+        assert len(lengths) <= 1
