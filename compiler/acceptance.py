@@ -139,8 +139,8 @@ class Acceptance:
         start = time.perf_counter()
         inputs = [env[n] for n in group.built.inputs]
         wanted = set(group.built.inputs)
-        known = {n: v for n, v in env.items()
-                 if n in wanted or n.op != "call_function" or not isinstance(v, torch.Tensor)}
+        known = {n: v for n, v in env.items()  # tuples hold tensors: kept, they would hide the changed inputs
+                 if n in wanted or n.op != "call_function" or not isinstance(v, (torch.Tensor, tuple, list))}
         try:
             if self.check:
                 reason = self._compare(group, region, kernel, known, inputs, eager)
@@ -300,12 +300,16 @@ def difference(mine: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor | N
 
 
 def _provoke(value: Any, menu: Sequence[float], salt: int) -> Any:
-    """A tensor of the same shape with values from `menu`; other things unchanged."""
+    """A tensor of the same shape and strides (the kernel knows no others) with values from `menu`; other things
+    unchanged."""
     if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS or value.numel() == 0:
         return value
     values = torch.tensor(menu, dtype=torch.float64)
-    picks = (torch.arange(value.numel()) * 7919 + salt * 31) % len(menu)
-    return torch.empty_like(value).copy_(values[picks].reshape(value.shape))
+    changed = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    once = changed[tuple(slice(0, 1) if step == 0 else slice(None) for step in value.stride())]  # expanded dims
+    picks = (torch.arange(once.numel()) * 7919 + salt * 31) % len(menu)
+    once.copy_(values[picks].reshape(once.shape))
+    return changed
 
 
 def kernel_names(groups: Sequence[Group]) -> dict[str, str]:

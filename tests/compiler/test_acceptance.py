@@ -101,3 +101,24 @@ def test_cancellation_is_not_held_against_a_kernel() -> None:
     found, env, eager = region(lambda x: ((x + 1e4) - 1e4 - x).sum(-1), torch.randn(16, 64))
     (verdict,) = judge(found, env, eager, true_kernel(found), measure=False).verdicts.values()
     assert verdict.ok, verdict.reason
+
+
+@pytest.mark.parametrize("view", [
+    lambda: torch.randn(64, 1).expand(64, 33), lambda: torch.randn(64, 99)[:, ::3], lambda: torch.randn(33, 64).t(),
+])
+def test_adversarial_inputs_keep_the_strides_a_kernel_was_made_for(view) -> None:
+    found, env, eager = region(SOFTMAX[0], view())
+    (verdict,) = judge(found, env, eager, true_kernel(found), measure=False).verdicts.values()
+    assert verdict.ok, verdict.reason
+
+
+def test_results_of_an_operator_with_several_are_not_mistaken_for_its_inputs() -> None:
+    def both(x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x, 1, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5)
+    found, env, eager = region(both, torch.randn(64, 33))
+    for node in Region(found).nodes:  # as the recorded run leaves them
+        if node.target is torch.ops.aten.var_mean.correction:
+            env[node] = torch.var_mean(*(env[a] if a in env else a for a in node.args), **node.kwargs)
+    (verdict,) = judge(found, env, eager, true_kernel(found), measure=False).verdicts.values()
+    assert verdict.ok, verdict.reason
