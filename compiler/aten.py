@@ -9,6 +9,7 @@ The first call runs the graph in eager, returns that result, and settles which r
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -38,8 +39,18 @@ from .settings import CompileSettings
 from .splice import splice
 
 log = logging.getLogger(__name__)
+_pool: ThreadPoolExecutor
 Runner = Callable[[Sequence[Any]], list[Any]]
-_pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="meshwright-compile")
+
+
+def _renew_pool() -> None:
+    global _pool
+    _pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="meshwright-compile")
+
+
+_renew_pool()
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork: what a child submits would wait for ever
+    os.register_at_fork(after_in_child=_renew_pool)
 
 
 def compile_aten_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, kind: GraphKind,

@@ -270,6 +270,10 @@ class ProgramBuilder:
         into = node.args[0] if node.args else None
         if node.target not in IN_PLACE or not isinstance(into, fx.Node) or len(into.users) > 1:
             return False
+        others: list[fx.Node] = []
+        fx.map_arg((node.args[1:], node.kwargs), others.append)
+        if into in others:  # ATen refuses to write into what it reads
+            return False
         if into not in self.group_of or tensor_spec("", into.meta["val"]) != tensor_spec("", node.meta["val"]):
             return False
         args = tuple(self._argument(a) for a in node.args)
