@@ -153,7 +153,7 @@ class CompiledGraph:
         symbols = symbol_values(self.gm, inputs)
         judge = Acceptance(kernels, self.names, symbols, check=self.settings.check, measure=self.settings.measure,
                            deadline=self.settings.deadline())
-        outputs = RecordedRun(self.gm, self.groups, judge).run(*inputs)
+        outputs = RecordedRun(self.gm, self.groups, judge, symbols).run(*inputs)
         self.report.add_seconds("check", judge.check_s)
         self.report.add_seconds("measure", judge.measure_s)
         kept = [g for g in self.groups if judge.verdicts[g.built.key].ok]
@@ -198,11 +198,12 @@ class CompiledGraph:
 
 
 class RecordedRun(fx.Interpreter):
-    """One eager run of a graph that hands every region's values to the acceptance as soon as they exist."""
+    """One eager run of a graph that hands every region's values to the acceptance as soon as they exist. Sizes that are
+    known only inside the graph are added to `symbols`."""
 
-    def __init__(self, gm: fx.GraphModule, groups: Sequence[Group], judge: Acceptance) -> None:
+    def __init__(self, gm: fx.GraphModule, groups: Sequence[Group], judge: Acceptance, symbols: dict[str, int]) -> None:
         super().__init__(gm, garbage_collect_values=False)
-        self.judge = judge
+        self.judge, self.symbols = judge, symbols
         order = {n: i for i, n in enumerate(gm.graph.nodes)}
         pending: dict[str, Group] = {}
         for g in groups:  # the first of each structure is judged
@@ -225,6 +226,7 @@ class RecordedRun(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         self.env[n] = result
+        learn_symbols(self.symbols, n.meta.get("val"), result)
         for group in self._due.get(n, ()):
             self.judge.judge(group, self.env, [self.env[o] for o in group.built.outputs])
         for gone in self._drop.get(self._order[n], ()):
@@ -259,14 +261,18 @@ def symbol_values(gm: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, int]:
     values: dict[str, int] = {}
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
     for node, actual in zip(placeholders, inputs, strict=True):
-        traced = node.meta.get("val")
-        if isinstance(traced, torch.SymInt):
-            values.setdefault(str(traced.node.expr), int(actual))
-        elif isinstance(traced, torch.Tensor) and isinstance(actual, torch.Tensor):
-            for size, real in zip(traced.shape, actual.shape, strict=True):
-                if isinstance(size, torch.SymInt):
-                    values.setdefault(str(size.node.expr), int(real))
+        learn_symbols(values, node.meta.get("val"), actual)
     return values
+
+
+def learn_symbols(values: dict[str, int], traced: Any, actual: Any) -> None:
+    """Add the symbolic sizes that a traced value shows in its actual one."""
+    if isinstance(traced, torch.SymInt):
+        values.setdefault(str(traced.node.expr), int(actual))
+    elif isinstance(traced, torch.Tensor) and isinstance(actual, torch.Tensor):
+        for size, real in zip(traced.shape, actual.shape, strict=True):
+            if isinstance(size, torch.SymInt):
+                values.setdefault(str(size.node.expr), int(real))
 
 
 def graph_device(gm: fx.GraphModule) -> str:

@@ -13,6 +13,7 @@ from torch import fx
 from ..codegen.expr import Expr
 from ..codegen.group import Group
 from .acceptance import KernelFunction, empty_outputs
+from .program_builder import is_effect
 
 
 class SplicedGraph(fx.Interpreter):
@@ -24,6 +25,7 @@ class SplicedGraph(fx.Interpreter):
         self._kernel = {g.built.key: kernels[names[g.built.key]] for g in groups}
         self._outputs_of = {o: g for g in groups for o in g.built.outputs}
         self._inside = {n for g in groups for n in (*g.nodes, *g.views)}
+        self._effects = [n for n in gm.graph.nodes if is_effect(n)]
         self._symbol_sources = _symbol_sources(gm)
         self.garbage_collect_values = False
 
@@ -47,6 +49,9 @@ class SplicedGraph(fx.Interpreter):
 
     def _value(self, node: fx.Node) -> Any:
         if node not in self.env:
+            if node in self._effects:  # wanted early: those before it come first (random numbers keep their order)
+                for earlier in self._effects[:self._effects.index(node)]:
+                    self._value(earlier)
             for a in node.all_input_nodes:
                 self._value(a)
             self.env[node] = super().run_node(node)

@@ -175,7 +175,7 @@ def _choose(b: KernelBuilder, condition: Value | None, inside: Callable[[], Valu
 def _cat(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     given: Any = node.args[0]
-    tensors = [t for t in given if list(t.meta["val"].shape) != [0]]
+    tensors = [t for t in given if shape_of(t.meta["val"]).sizes != (const(0),)]
     if not isinstance(dim, int) or not tensors:
         raise CannotLower("concatenation of nothing")
     dim %= len(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -51,3 +51,30 @@ def test_a_child_process_can_compile() -> None:
         right = torch.allclose(second_call(lambda x: (x.sin() + 3).exp(), x), (x.sin() + 3).exp())
         os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def sizes_from_data() -> Iterator[None]:
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        yield
+
+
+def test_kernels_over_sizes_known_only_inside_the_graph(sizes_from_data: None) -> None:
+    def positive(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kept = x[x > 0]
+        return kept * 2, (kept + 1).softmax(0), torch.cat([kept, kept]) * 3
+    x = torch.randn(16)
+    torch.testing.assert_close(second_call(positive, x), positive(x))
+
+
+def test_a_spliced_graph_draws_its_random_numbers_in_order(sizes_from_data: None) -> None:
+    def noisy(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        a, first, second = x.sin(), torch.rand_like(x), torch.rand_like(x)
+        return a, first, x.cos() * second, x.nonzero() * 2
+    compiled = torch.compile(noisy, backend="meshwright", fullgraph=True)
+    x = torch.randn(16)
+    for _ in range(2):
+        torch.manual_seed(0)
+        found = compiled(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(found, noisy(x))
