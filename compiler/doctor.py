@@ -43,12 +43,14 @@ class Check:
 
 @dataclass(frozen=True)
 class CacheState:
-    """The kernel cache: where, whether that is only a stand-in until this process ends, and how much is in it."""
+    """The kernel cache: where, whether that is only a stand-in until this process ends, how much is in it, and the size
+    it is kept under (0: no limit)."""
 
     directory: str
     temporary: bool
     entries: int
     size_bytes: int
+    limit_bytes: int
     free_bytes: int
 
 
@@ -140,7 +142,8 @@ def _cache_state() -> CacheState | None:
         free_bytes = shutil.disk_usage(kernels.directory).free
     except (MeshwrightError, OSError):
         return None
-    return CacheState(str(kernels.directory), kernels.is_temporary, entries, size_bytes, free_bytes)
+    return CacheState(str(kernels.directory), kernels.is_temporary, entries, size_bytes, kernels.limit_bytes,
+                      free_bytes)
 
 
 def _triton_target(name: str) -> Check | str:

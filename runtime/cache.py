@@ -4,7 +4,8 @@ An entry is two files: `<key><suffix>` and `<key><suffix>.sha256`, the digest of
 and digest disagree (cut short, edited) does not exist: it is built again. Writing is a temporary file in the same
 directory, then `os.replace`; a lock file per entry lets one of several processes build while the others wait. The
 directory has mode 0700 and must belong to this user. Where it can't be used (read-only, full, someone else's), a
-warning is given once and a private temporary directory takes its place until the process ends.
+warning is given once and a private temporary directory takes its place until the process ends. When the directory
+outgrows its limit, what was used longest ago goes (see `cache_eviction`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import filelock
 import platformdirs
 
+from .cache_eviction import DIGEST_SUFFIX, LOCK_SUFFIX, Sweeper, mark_used
 from .errors import CacheError, MeshwrightWarning
 from .settings import settings
 
@@ -49,12 +51,15 @@ def key_of(*parts: str) -> str:
 
 
 class KernelCache:
-    """Built files under one directory. Safe to share between threads and processes."""
+    """Built files under one directory. Safe to share between threads and processes. `limit_bytes`: the size it is kept
+    under, 0 for no limit."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limit_bytes: int = 0) -> None:
         self._wanted = directory
+        self.limit_bytes = limit_bytes
         self._directory: Path | None = None
         self._guard = threading.Lock()
+        self._sweeper = Sweeper()
 
     @property
     def directory(self) -> Path:
@@ -80,19 +85,23 @@ class KernelCache:
         except an `OSError` that means the directory is unusable: then it is called again elsewhere.
         """
         entry = self._entry(key, suffix)
+        mark_used(entry)
         if is_whole(entry):
             return entry
         try:
-            return self._build_locked(entry, build)
+            built = self._build_locked(entry, build)
         except (OSError, filelock.Timeout) as error:
             if not _directory_is_unusable(error) or self.is_temporary:
                 raise
             self._move_away(error)
-        return self._build_locked(self._entry(key, suffix), build)
+            built = self._build_locked(self._entry(key, suffix), build)
+        self._sweeper.added(self.directory, _size_of(built), self.limit_bytes)
+        return built
 
     def get_json(self, key: str) -> Any:
         """The JSON value stored under `key`, or None when there is none that is whole."""
         entry = self._entry(key, ".json")
+        mark_used(entry)
         try:
             return json.loads(entry.read_text()) if is_whole(entry) else None
         except (OSError, ValueError):
@@ -109,8 +118,8 @@ class KernelCache:
 
     def size(self) -> tuple[int, int]:
         """(number of entries, bytes they take with their digests)."""
-        files = [f for f in _files(self.directory) if f.suffix != ".lock"]
-        entries = [f for f in files if f.suffix != ".sha256"]
+        files = [f for f in _files(self.directory) if f.suffix != LOCK_SUFFIX]
+        entries = [f for f in files if f.suffix != DIGEST_SUFFIX]
         return len(entries), sum(_size_of(f) for f in files)
 
     def clear(self) -> int:
@@ -133,7 +142,7 @@ class KernelCache:
 
     def _build_locked(self, entry: Path, build: Callable[[Path], None]) -> Path:
         entry.parent.mkdir(mode=0o700, exist_ok=True)
-        with filelock.FileLock(entry.with_name(entry.name + ".lock"), timeout=LOCK_TIMEOUT_S):
+        with filelock.FileLock(entry.with_name(entry.name + LOCK_SUFFIX), timeout=LOCK_TIMEOUT_S):
             if not is_whole(entry):  # another process may have built it while we waited
                 _install(entry, build)
         return entry
@@ -158,9 +167,11 @@ def default_directory() -> Path:
 
 def default_cache() -> KernelCache:
     """The cache the settings ask for now (one object per directory and process)."""
-    directory = default_directory()
+    directory, limit = default_directory(), settings().cache_limit
     with _caches_guard:
-        return _caches.setdefault(directory, KernelCache(directory))
+        found = _caches.setdefault(directory, KernelCache(directory))
+    found.limit_bytes = limit
+    return found
 
 
 def get_or_build(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
@@ -188,7 +199,7 @@ def is_whole(entry: Path) -> bool:
 
 
 def _digest_file(entry: Path) -> Path:
-    return entry.with_name(entry.name + ".sha256")
+    return entry.with_name(entry.name + DIGEST_SUFFIX)
 
 
 def _digest(path: Path) -> str:

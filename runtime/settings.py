@@ -7,6 +7,7 @@ docs/environment.md holds the same table for users; a test compares the two.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ class Settings:
 
     strict: bool = False
     cache_dir: Path | None = None
+    cache_limit: int = 4 << 30
     dump: Path | None = None
     cxx: str | None = None
     disable: frozenset[str] = frozenset()
@@ -74,11 +76,24 @@ def _count(name: str, text: str) -> int:
     return int(text)
 
 
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def _bytes(name: str, text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if found is None:
+        raise InvalidInputError(f"{name}={text!r}", expected="a size such as 500MiB or 4GiB, or 0 for no limit")
+    return int(float(found[1]) * (1 << _UNITS[found[2]]))
+
+
 VARIABLES: tuple[Variable, ...] = (
     Variable(("MESHWRIGHT_STRICT",), "strict", _flag,
              "`1`: raise on Meshwright's own failures instead of running the region eagerly with a warning"),
     Variable(("MESHWRIGHT_CACHE_DIR",), "cache_dir", _path,
              "directory of the kernel cache; default: the user's cache directory of this platform"),
+    Variable(("MESHWRIGHT_CACHE_LIMIT",), "cache_limit", _bytes,
+             "size the kernel cache is kept under, as in `500MiB` (default `4GiB`, `0`: no limit); what was used "
+             "longest ago goes first"),
     Variable(("MESHWRIGHT_DUMP",), "dump", _path,
              "directory into which every step of the pass pipeline is written as text"),
     Variable(("MESHWRIGHT_CXX", "CXX"), "cxx", _text,

@@ -11,6 +11,7 @@ import pytest
 
 from meshwright.compiler import doctor
 from meshwright.compiler.doctor import Check, Diagnosis, examine
+from meshwright.runtime.settings import settings
 
 
 def named(diagnosis: Diagnosis, name: str) -> Check:
@@ -21,6 +22,7 @@ def test_this_machine() -> None:
     found = examine()
     assert named(found, "C++ compiler").ok and named(found, "instruction set").ok and named(found, "kernel cache").ok
     assert found.packages["torch"] and found.cache is not None and found.cache.entries > 0
+    assert found.cache.limit_bytes == settings().cache_limit
     assert "cpu" in found.targets
     assert json.loads(json.dumps(found.as_dict()))["targets"] == list(found.targets)
 

@@ -26,8 +26,16 @@ def test_own_variable_wins_over_cxx() -> None:
     assert settings({"MESHWRIGHT_CXX": "g++-13", "CXX": "clang++"}).cxx == "g++-13"
 
 
+@pytest.mark.parametrize(("text", "size_bytes"), [
+    ("0", 0), ("4096", 4096), ("500MiB", 500 << 20), ("1.5 g", 3 << 29), ("2GB", 2 << 30), ("8k", 8 << 10),
+])
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert settings({"MESHWRIGHT_CACHE_LIMIT": text}).cache_limit == size_bytes
+
+
 @pytest.mark.parametrize("bad", [{"MESHWRIGHT_STRICT": "maybe"}, {"MESHWRIGHT_ISA": "sse9"},
-                                 {"MESHWRIGHT_COMPILE_JOBS": "0"}, {"MESHWRIGHT_COMPILE_JOBS": "many"}])
+                                 {"MESHWRIGHT_COMPILE_JOBS": "0"}, {"MESHWRIGHT_COMPILE_JOBS": "many"},
+                                 {"MESHWRIGHT_CACHE_LIMIT": "lots"}, {"MESHWRIGHT_CACHE_LIMIT": "-1"}])
 def test_nonsense_is_refused(bad: dict[str, str]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(bad))):
         settings(bad)
