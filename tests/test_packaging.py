@@ -98,6 +98,15 @@ def test_wheel_states_license_and_entry_points(wheel: Path) -> None:
     assert "[torch_dynamo_backends]" in read["entry_points.txt"] and "[console_scripts]" in read["entry_points.txt"]
 
 
+def test_every_required_package_is_imported(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    metadata = next(archive.read(n).decode() for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+    required = set(re.findall(r"^Requires-Dist: ([\w.-]+)(?![^\n]*extra ==)", metadata, re.MULTILINE))
+    sources = "\n".join(archive.read(n).decode() for n in archive.namelist() if n.endswith(".py"))
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", sources, re.MULTILINE))
+    assert required and required <= imported
+
+
 def test_module_and_spawned_processes(environment: tuple[dict[str, str], Path], tmp_path: Path) -> None:
     env, home = environment
     (tmp_path / "probe.py").write_text(PROBE)
