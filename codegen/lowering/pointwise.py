@@ -28,15 +28,33 @@ def result_dtype(node: fx.Node) -> str:
     return compute_dtype(IR_DTYPES[node.meta["val"].dtype])
 
 
-def operand_dtype(args: Sequence[Any]) -> str:
-    """Compute dtype of a comparison's operands under torch's promotion rules."""
+def common_dtype(args: Sequence[Any]) -> torch.dtype:
+    """What torch promotes the operands of a comparison to."""
     values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in args]
     if any(isinstance(v, (torch.SymInt, torch.SymFloat, torch.SymBool)) for v in values):
         values = [0 if isinstance(v, torch.SymInt) else v for v in values]
     dtype = torch.result_type(values[0], values[1]) if len(values) == 2 else values[0].dtype
     if dtype not in IR_DTYPES:
         raise CannotLower(f"dtype {dtype}")
-    return compute_dtype(IR_DTYPES[dtype])
+    return dtype
+
+
+def operand_dtype(args: Sequence[Any]) -> str:
+    """Compute dtype of a comparison's operands under torch's promotion rules."""
+    return compute_dtype(IR_DTYPES[common_dtype(args)])
+
+
+def check_scalars(args: Sequence[Any], dtype: torch.dtype) -> None:
+    """Refuse integer scalars that `dtype`, the operands' common dtype, does not hold: ATen wraps or refuses them, by
+    operator, while we compute in a wider dtype. Sums and products need no check: they wrap the same way."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return
+    limits = torch.iinfo(dtype)
+    for a in args:
+        if isinstance(a, int) and not limits.min <= a <= limits.max:
+            raise CannotLower(f"scalar {a} outside of {str(dtype).removeprefix('torch.')}")
+        if isinstance(a, fx.Node) and isinstance(a.meta["val"], torch.SymInt) and limits.bits < 32:
+            raise CannotLower(f"size {a.name} may be outside of {str(dtype).removeprefix('torch.')}")
 
 
 def register(*targets: Any) -> Callable[[Body], Body]:
@@ -48,9 +66,14 @@ def register(*targets: Any) -> Callable[[Body], Body]:
     return put
 
 
+WRAPS = ("mul", "and", "or", "xor", "not", "neg", "abs")
+
+
 def _elementwise(op: str, count: int, dtype_of: Callable[[fx.Node], str]) -> Body:
     def lower(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
         dtype = dtype_of(node)
+        if op not in WRAPS:
+            check_scalars(node.args[:count], node.meta["val"].dtype)
         args = [b.operand(a, index, dtype) for a in node.args[:count]]
         return _arith(b, op, dtype, args)
     return lower
@@ -124,6 +147,7 @@ register(aten.rsub.Tensor, aten.rsub.Scalar)(_scaled("sub", reverse=True))
 def _compare(op: str) -> Body:
     def lower(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
         dtype = operand_dtype(node.args[:2])
+        check_scalars(node.args[:2], common_dtype(node.args[:2]))
         if dtype == "b1" and op not in ("eq", "ne"):
             dtype = "i32"
         return b.op(op, "b1", *[b.operand(a, index, dtype) for a in node.args[:2]])
@@ -175,6 +199,7 @@ def _isfinite(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
 @register(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def _div_mode(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dtype = result_dtype(node)
+    check_scalars(node.args[:2], node.meta["val"].dtype)
     x, y = (b.operand(a, index, dtype) for a in node.args[:2])
     mode = node.kwargs.get("rounding_mode")
     if mode is None:
@@ -189,6 +214,7 @@ def _div_mode(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
 @register(aten.floor_divide.default)
 def _floor_divide(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dtype = result_dtype(node)
+    check_scalars(node.args[:2], node.meta["val"].dtype)
     return b.op("floordiv", dtype, *[b.operand(a, index, dtype) for a in node.args[:2]])
 
 
@@ -204,6 +230,7 @@ def _clamp(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dtype = result_dtype(node)
     low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
     high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
+    check_scalars((low, high), node.meta["val"].dtype)
     x = b.operand(node.args[0], index, dtype)
     if low is not None:
         x = b.op("max", dtype, x, b.operand(low, index, dtype))
@@ -213,12 +240,14 @@ def _clamp(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
 @register(aten.clamp_min.default, aten.clamp_min.Tensor)
 def _clamp_min(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dtype = result_dtype(node)
+    check_scalars(node.args[:2], node.meta["val"].dtype)
     return b.op("max", dtype, *[b.operand(a, index, dtype) for a in node.args[:2]])
 
 
 @register(aten.clamp_max.default, aten.clamp_max.Tensor)
 def _clamp_max(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dtype = result_dtype(node)
+    check_scalars(node.args[:2], node.meta["val"].dtype)
     return b.op("min", dtype, *[b.operand(a, index, dtype) for a in node.args[:2]])
 
 
@@ -227,6 +256,7 @@ def _hardtanh(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dtype = result_dtype(node)
     low = node.args[1] if len(node.args) > 1 else -1.0
     high = node.args[2] if len(node.args) > 2 else 1.0
+    check_scalars((low, high), node.meta["val"].dtype)
     x = b.op("max", dtype, b.operand(node.args[0], index, dtype), b.operand(low, index, dtype))
     return b.op("min", dtype, x, b.operand(high, index, dtype))
 
@@ -292,6 +322,7 @@ _POWERS: dict[float, Callable[[KernelBuilder, str, Value], Value]] = {
 def _pow(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     dtype = result_dtype(node)
     base, exponent = node.args[:2]
+    check_scalars((base, exponent), node.meta["val"].dtype)
     if isinstance(exponent, (int, float)) and float(exponent) in _POWERS:
         if dtype in COMPUTE_FLOATS or exponent in (1, 2, 3):
             return _POWERS[float(exponent)](b, dtype, b.operand(base, index, dtype))
