@@ -5,8 +5,9 @@
 
 What a work item is, `work_items` and `work_per_item` say (see cpp_plan.py); loops, statements and accumulators are
 in cpp_loops.py and cpp_reduce.py, element functions in cpp_math.h. Outputs may share memory with an input that is
-loaded only with the output's own index map. A reduction without parallel axes is one item, so it runs in one thread:
-its order of additions, and so its bits, never depend on the number of threads.
+loaded only with the output's own index map. A reduction without parallel axes is one item; a long one is cut into
+chunks inside the function (cpp_split.py). Its order of additions, and so its bits, never depend on the number of
+threads.
 """
 
 from __future__ import annotations

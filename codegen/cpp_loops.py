@@ -9,6 +9,16 @@ from .cpp_expr import MEMORY_TYPE, VALUE_TYPE, c_cast, c_index, c_literal, c_nam
 from .cpp_plan import LoopPlan, Pass, element_level, lane_count, lane_text, plan_passes
 from .cpp_reduce import SHORT_COLUMN, SHORT_ROW, Accumulator, accumulator
 from .cpp_rowbuf import RowBuffer, choose_row_buffers
+from .cpp_split import (
+    CHUNK,
+    CHUNK_LOOP,
+    chunk_bounds,
+    chunk_pragma,
+    chunk_sizes,
+    declare_parts,
+    join_parts,
+    keep_part,
+)
 from .expr import Expr, product, var
 from .ir import Axis, Const, Definition, Index, Kernel, Load, Op, Stmt, Store, phases, stmt_axes, uses
 
@@ -97,6 +107,8 @@ class Body:
             tile, size = self.plan.tile, c_index(self.plan.vector.size)
             self.put(f"const int64_t lane0 = tile * {tile};",
                      f"const int64_t lanes = mw_min(lane0 + {tile}, int64_t({size}));")
+        if self.plan.split is not None:
+            self.put(*chunk_sizes(self.plan))
         for number, sweep in enumerate(self.passes):
             self._emit_pass(number, sweep)
         self._finish()
@@ -121,6 +133,8 @@ class Body:
         for buffer in (b for b in self.buffers if b.written_in == number):
             roots.append(buffer.value)
             sinks.append(buffer.write(self._operand(buffer.value)))
+        if self.plan.split is not None:
+            loops = [self._chunks(accumulators, loops[0]), *loops]
         self._nest(loops, roots, [*sweep.reduces, *sweep.stores], sinks + [self._store(s) for s in sweep.stores])
         for acc in accumulators:
             self._publish(acc)
@@ -172,7 +186,7 @@ class Body:
         assert vector is not None
         name = c_name(vector.name)
         if vector.is_reduce:
-            low, high = "0", c_index(vector.size)
+            low, high = self._bounds(vector)
         elif self.plan.flat:
             low, high = "begin", "end"
         else:
@@ -193,19 +207,31 @@ class Body:
             loops[at : at + 1] = self._blocked(loops[at], self.plan.reduce[-1], partial)
         return loops
 
+    def _bounds(self, axis: Axis) -> tuple[str, str]:
+        """Where a reduce axis begins and ends: at the chunk's ends when it is split over threads."""
+        return CHUNK if axis is self.plan.split else ("0", c_index(axis.size))
+
     def _plain_loop(self, axis: Axis) -> Loop:
         name = c_name(axis.name)
-        return Loop(f"for (int64_t {name} = 0; {name} < {c_index(axis.size)}; ++{name})", axis.name)
+        low, high = self._bounds(axis)
+        return Loop(f"for (int64_t {name} = {low}; {name} < {high}; ++{name})", axis.name)
+
+    def _chunks(self, accumulators: list[Accumulator], first: Loop) -> Loop:
+        """The loop over chunks around a sweep: each reduces into accumulators of its own, joined in order after it."""
+        first.before[:0] = [*chunk_bounds(self.plan), *(line for acc in accumulators for line in acc.declare())]
+        first.after += [line for acc in accumulators for line in keep_part(acc)]
+        rooms = [line for acc in accumulators for line in declare_parts(acc)]
+        return Loop(CHUNK_LOOP, None, chunk_pragma(self.plan), rooms, join_parts(accumulators))
 
     def _blocked(self, loop: Loop, axis: Axis, partial: list[Accumulator]) -> list[Loop]:
         step = SHORT_ROW if self.plan.rows else SHORT_COLUMN
         loop.before += [line for acc in partial for line in acc.open_block()]
         loop.after += [line for acc in partial for line in acc.close_block()]
-        size, name = c_index(axis.size), c_name(axis.name)
+        (low, high), name = self._bounds(axis), c_name(axis.name)
         if axis.size.is_const and axis.size.value <= step:
             return [loop]
-        block = Loop(f"for (int64_t {name}_lo = 0; {name}_lo < {size}; {name}_lo += {step})", None)
-        loop.before.insert(0, f"const int64_t {name}_hi = mw_min({name}_lo + {step}, int64_t({size}));")
+        block = Loop(f"for (int64_t {name}_lo = {low}; {name}_lo < {high}; {name}_lo += {step})", None)
+        loop.before.insert(0, f"const int64_t {name}_hi = mw_min({name}_lo + {step}, int64_t({high}));")
         loop.header = f"for (int64_t {name} = {name}_lo; {name} < {name}_hi; ++{name})"
         return [block, loop]
 

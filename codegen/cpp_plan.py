@@ -5,7 +5,8 @@ Three shapes cover every kernel:
 * *flat*: one parallel axis and nothing else; the work items are its points and the item loop is the vector loop.
 * *columns*: the vector axis is parallel. An item is one point of the other parallel axes (and one tile of the
   vector axis); reduce loops, if any, stand outside the vector loop and accumulate into small arrays.
-* *rows*: the vector axis is a reduce axis. An item is one point of all parallel axes; reductions are scalars.
+* *rows*: the vector axis is a reduce axis. An item is one point of all parallel axes; reductions are scalars. A kernel
+  that is one long row splits the row itself over the threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from .cpp_axes import choose_vector_axis, simplify_axes
 from .expr import Expr, as_expr, atom, product
 from .ir import Axis, Const, Index, Kernel, Load, Op, Reduce, Stmt, Store, phases, stmt_axes
+
+LONG_ROW = 65536  # elements from which a single row is worth several threads
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,17 @@ class LoopPlan:
     @property
     def flat(self) -> bool:
         return self.vector is not None and not self.vector.is_reduce and not self.outer and not self.tile
+
+    @property
+    def split(self) -> Axis | None:
+        """The reduce axis that is cut into chunks for the threads: the outermost one, where all there is is one long
+        row (see cpp_split.py). Positions (argmax) are not split."""
+        if not self.rows or self.outer:
+            return None
+        if any(isinstance(s, Reduce) and s.op.startswith("arg") for s in self.kernel.body):
+            return None
+        total = product(a.size for a in self.reduce)
+        return None if total.is_const and total.value < LONG_ROW else self.reduce[0]
 
     @property
     def tiles(self) -> Expr:

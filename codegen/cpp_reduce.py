@@ -119,6 +119,13 @@ class Accumulator:
             return [f"{cell} = mw_{op}({cell}, {value});"]
         return [f"{cell} {_SYMBOL[op]}= {value};"]
 
+    def join(self, part: str) -> str:
+        """Take in the accumulator of another part of the row (rows only; a NaN is in its flag)."""
+        cell, op = self._cell("_acc"), self.reduce.op
+        if op in ("max", "min"):
+            return f"{cell} = {cell} {'>' if op == 'max' else '<'} {part} ? {cell} : {part};"
+        return f"{cell} {_SYMBOL[op]}= {part};"
+
     def result(self) -> str:
         """The finished value, of the reduction's own dtype."""
         if self.is_arg:
