@@ -29,8 +29,10 @@ def load_artifact(directory: str | Path) -> nn.Module:
 
 
 def _check_machine(manifest: Manifest) -> None:
+    """Refuse another architecture, or a missing GPU: the ATen calls of the program were chosen for it. Kernels are IR,
+    so another instruction set of one architecture only gets a warning."""
     here = platform.machine().lower()
-    if manifest.machine != here and manifest.device == "cpu":
+    if _architecture(manifest.machine) != _architecture(here) and manifest.device == "cpu":
         raise ArtifactError(f"the model was saved for {manifest.machine}, this machine is {here}",
                             do="Compile and save it on a machine of this architecture.")
     if manifest.device == "cuda" and not torch.cuda.is_available():
@@ -40,6 +42,11 @@ def _check_machine(manifest: Manifest) -> None:
         warnings.warn(MeshwrightWarning(
             f"the model was saved on {manifest.isa}, kernels are now printed for {current_isa().name}: results may "
             "differ in the last bits"), stacklevel=4)
+
+
+def _architecture(machine: str) -> str:
+    """One name for what systems call differently."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
 
 
 def _check_manifest(manifest: Manifest, program: Program, weights: dict[str, torch.Tensor]) -> None:

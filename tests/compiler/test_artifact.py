@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 import meshwright as mw
+from meshwright.compiler import artifact_load
+from meshwright.runtime.artifact_files import read_artifact
 
 
 class Encoder(nn.Module):
@@ -64,6 +66,30 @@ def test_a_new_process_needs_no_class(saved, tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "io.pt"),
                           str(torch.get_num_threads())], capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_another_instruction_set_opens_with_a_warning(saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds kernel IR: kernels are printed for the instruction set that is here."""
+    folder, example, expected = saved
+    monkeypatch.setenv("MESHWRIGHT_ISA", "scalar")
+    with pytest.warns(mw.MeshwrightWarning, match="kernels are now printed for scalar"):
+        loaded = mw.load(folder)
+    torch.testing.assert_close(loaded(**example)["logits"], expected["logits"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("saved_on", "here", "opens"), [
+    ("x86_64", "x86_64", True), ("AMD64", "x86_64", True), ("x86_64", "AMD64", True), ("arm64", "aarch64", True),
+    ("aarch64", "x86_64", False), ("x86_64", "arm64", False), ("riscv64", "x86_64", False),
+])
+def test_the_same_architecture_opens_under_any_of_its_names(saved, monkeypatch: pytest.MonkeyPatch, saved_on: str,
+                                                            here: str, opens: bool) -> None:
+    manifest = read_artifact(saved[0])[0].model_copy(update={"machine": saved_on})
+    monkeypatch.setattr(artifact_load.platform, "machine", lambda: here)
+    if opens:
+        artifact_load._check_machine(manifest.model_copy(update={"isa": artifact_load.current_isa().name}))
+    else:
+        with pytest.raises(mw.MeshwrightError, match=f"saved for {saved_on}, this machine is {here}"):
+            artifact_load._check_machine(manifest)
 
 
 def test_open_sizes_may_differ_and_fixed_ones_may_not(saved) -> None:
