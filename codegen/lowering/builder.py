@@ -21,10 +21,12 @@ from torch import fx
 from ..expr import Expr, const, var
 from ..ir import COMPUTE, Const, Index, Load, Op, Reduce, Scalar, Stmt, Store
 from .indexing import AxisSizes, NotAffine, divmod_index, linearize, reindex
-from .shapes import CannotLower, Shape, shape_of, size_expr
+from .shapes import CannotLower, Shape, from_sympy, shape_of, size_expr
 
 NARROW = {"bf16": "f32", "f16": "f32", "i16": "i32", "i8": "i32", "u8": "i32"}
 MAX_BODY = 400
+_FLOAT_OPERATIONS = {"Add": "add", "Mul": "mul", "IntTrueDiv": "div", "FloatTrueDiv": "div", "Pow": "pow",
+                     "FloatPow": "pow", "PowByNatural": "pow", "ToFloat": "cast", "OpaqueUnaryFn_sqrt": "sqrt"}
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,20 @@ class KernelBuilder:
             return self.const(e.value, "i64")
         return self._emit(("index", e), "i64", lambda d: Index(d, e))
 
+    def float_value(self, e: Any) -> Value:
+        """A sympy expression of sizes that is no integer (`n/(n - 1)`) as an f64 value, as Python computes it."""
+        if e.is_Float or e.is_Rational and not e.is_Integer:
+            return self.const(float(e), "f64")
+        operation = _FLOAT_OPERATIONS.get(type(e).__name__)
+        if operation is None or e.is_integer:
+            return self.cast(self.index_value(from_sympy(e)), "f64")
+        first, *others = (self.float_value(a) for a in e.args)
+        if not others:
+            return first if operation == "cast" else self.op(operation, "f64", first)
+        for other in others:
+            first = self.op(operation, "f64", first, other)
+        return first
+
     def reduce(self, op: str, value: Value) -> Value:
         if self._masks:
             raise CannotLower("a reduction under a mask")
@@ -292,6 +308,8 @@ class KernelBuilder:
                 return self._to(self.eval(arg, self.broadcast(arg, index)), dtype)
             if isinstance(value, (torch.SymInt, int)):
                 return self._to(self.index_value(size_expr(value)), dtype)
+            if isinstance(value, torch.SymFloat):
+                return self._to(self.float_value(value.node.expr), dtype)
             raise CannotLower(f"operand {arg.name} of type {type(value).__name__}")
         if isinstance(arg, (bool, int, float)):
             return self.const(arg, dtype)

@@ -32,7 +32,7 @@ def common_dtype(args: Sequence[Any]) -> torch.dtype:
     """What torch promotes the operands of a comparison to."""
     values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in args]
     if any(isinstance(v, (torch.SymInt, torch.SymFloat, torch.SymBool)) for v in values):
-        values = [0 if isinstance(v, torch.SymInt) else v for v in values]
+        values = [0 if isinstance(v, torch.SymInt) else 0.0 if isinstance(v, torch.SymFloat) else v for v in values]
     dtype = torch.result_type(values[0], values[1]) if len(values) == 2 else values[0].dtype
     if dtype not in IR_DTYPES:
         raise CannotLower(f"dtype {dtype}")
