@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from ..runtime.program import (
     Alloc,
+    Attention,
     Call,
     Conv,
     Gemm,
@@ -31,6 +32,7 @@ from .cpp_expr import MEMORY_TYPE
 from .expr import Expr
 from .ir import Kernel
 from .ir_text import parse_kernel
+from .program_cpp_attention import MeasuredAttention, print_attention, print_choices
 from .program_cpp_calls import print_call
 from .program_cpp_conv import PackedConv, print_conv
 from .program_cpp_gemm import PackedWeight, print_gemm
@@ -58,13 +60,14 @@ class Printer:
         self.tensors = Tensors(program, self.arena, self.lines)
         self.packed: list[PackedWeight] = []
         self.packed_convs: list[PackedConv] = []  # two inputs each, behind the program's own
+        self.attentions: list[MeasuredAttention] = []  # in the order of the rows of `attention_choice`
         self.from_python: list[Call] = []  # operators that run in Python, in the order of their numbers
 
     def text(self) -> str:
         body = self._body()
         kernels = [print_kernel_cpp(k.renamed(name)) + print_rows(k, name) for name, k in self.kernels.items()]
         head = f"// {self.program.name}: printed by Meshwright from its program; steps stand in program order.\n"
-        return "\n".join([head, prelude(), DECLARATIONS, *kernels, body])
+        return "\n".join([head, prelude(), DECLARATIONS, print_choices(self.attentions), *kernels, body])
 
     def _body(self) -> str:
         put = self.lines.append
@@ -123,6 +126,8 @@ class Printer:
                 print_call(step, self.tensors, self.from_python)
             case Gemm():
                 print_gemm(step, self.tensors, self.program, self.packed)
+            case Attention():
+                print_attention(step, self.tensors, self.attentions)
             case Conv():
                 print_conv(step, self.tensors, self.program, self.packed_convs)
             case Release(names=names):

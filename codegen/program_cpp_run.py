@@ -15,8 +15,10 @@ from ..runtime import torch_compat
 from ..runtime.packing import PackedWeights
 from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared
+from .program_attention import lower_attention
 from .program_conv import fuse_convolutions
 from .program_cpp import Printer, entry_name
+from .program_cpp_attention import AttentionChoices, MeasuredAttention
 from .program_cpp_conv import PackedConv, can_convolve, packing_of
 from .program_cpp_gemm import PackedWeight
 from .program_cpp_packing import GemmWeights
@@ -49,6 +51,8 @@ def host_library() -> ctypes.PyDLL:
                                        size]
     library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, floats, *[size] * 3, floats, *[size] * 3, floats, size, size,
                                 floats, size, size]
+    library.mw_attention.restype = None
+    library.mw_attention.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 8, ctypes.c_double, ctypes.c_int]
     library.mw_arena_release.restype = ctypes.c_int64
     return library
 
@@ -62,7 +66,7 @@ class CompiledProgram:
     """A program as one C++ function: `p(inputs) -> outputs`, in the program's order. Threads may call it at once."""
 
     def __init__(self, program: Program, source: str, packed: Sequence[PackedWeight], convs: Sequence[PackedConv],
-                 from_python: Sequence[Call], library: ctypes.CDLL) -> None:
+                 from_python: Sequence[Call], attentions: Sequence[MeasuredAttention], library: ctypes.CDLL) -> None:
         self.program = program
         self.source = source
         self._entry = ctypes.cast(getattr(library, entry_name(program)), ctypes.c_void_p)
@@ -70,6 +74,7 @@ class CompiledProgram:
         self._call = host_library().mw_call
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
         self._weights = GemmWeights(packed, host_library()) if packed else None
+        self._attentions = AttentionChoices(attentions, library, host_library()) if attentions else None
         self._wanted_convs = list(convs)
         self._convs: dict[int, PackedWeights] = {}  # by number of threads: oneDNN chooses its layout by it
         self._outputs = [_kind(o) for o in program.outputs]
@@ -82,6 +87,8 @@ class CompiledProgram:
         tensors, integers = self._split(inputs)
         numbers = (ctypes.c_int64 * max(1, len(self._outputs)))()
         threads = torch.get_num_threads()
+        if self._attentions is not None:
+            self._attentions.settle(threads)
         packed = self._weights.addresses(tensors, threads) if self._weights is not None else None
         handles = torch_compat.handles_of([*tensors, *self._packed_convs(tensors, threads)])
         try:
@@ -118,14 +125,15 @@ class CompiledProgram:
 
 def compile_program(program: Program) -> CompiledProgram:
     """Print, compile, load. Raises `Unsupported` (run it in Python), `ToolchainError`, `CompileFailure`."""
-    lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
+    lowered = lower_attention(lower_products(fuse_convolutions(program) if can_convolve() else program))
     printer = Printer(lowered)
     source = printer.text()
     with _compile_guard:
         host_library()
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
     library = ctypes.CDLL(str(path))
-    return CompiledProgram(lowered, source, printer.packed, printer.packed_convs, printer.from_python, library)
+    return CompiledProgram(lowered, source, printer.packed, printer.packed_convs, printer.from_python,
+                           printer.attentions, library)
 
 
 _compile_guard = threading.Lock()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..runtime.cuda_graphs import GraphApi, GraphedProgram
-from ..runtime.program import Call, Gemm, Launch, Program, TensorSpec, tensors_in
-from .program_memory import roots
+from ..runtime.program import Attention, Call, Gemm, Launch, Program, TensorSpec, tensors_in
+from .program_memory import roots, writes
 from .program_python import KernelCall, load_program_python
 from .schema import bind
 
@@ -53,6 +53,8 @@ def _objection(step: object, is_input: Callable[[str], bool]) -> str | None:
         return f"kernel {step.kernel} writes to an input"
     if isinstance(step, Gemm) and is_input(step.out):
         return "a product writes to an input"
+    if isinstance(step, Attention) and any(is_input(o) for o in writes(step)):
+        return "an attention writes to an input"
     return _call_objection(step, is_input) if isinstance(step, Call) else None
 
 

@@ -11,7 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..runtime.program import Alloc, Call, Gemm, Launch, Program, Step, TensorSpec, View, defines, reads, tensors_in
+from ..runtime.program import (
+    Alloc,
+    Attention,
+    Call,
+    Gemm,
+    Launch,
+    Program,
+    Step,
+    TensorSpec,
+    View,
+    defines,
+    reads,
+    tensors_in,
+)
 from .expr import Expr, as_expr, atom, const, parse_expr, product
 from .schema import aliased_arguments
 
@@ -69,6 +82,8 @@ def writes(step: Step) -> tuple[str, ...]:
     """Tensors a step writes into."""
     if isinstance(step, Launch):
         return step.outputs
+    if isinstance(step, Attention):
+        return (step.out,) if step.logsumexp is None else (step.out, step.logsumexp)
     return (step.out,) if isinstance(step, Gemm) else ()
 
 

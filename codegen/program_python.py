@@ -17,21 +17,23 @@ printed must be an identifier, sizes are parsed, strings are quoted, so the text
 from __future__ import annotations
 
 import keyword
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from ..runtime.errors import ArtifactError
-from ..runtime.program import Alloc, Call, Gemm, Json, Launch, Program, Release, Size, Step, TensorSpec, View
+from ..runtime.program import Alloc, Attention, Call, Gemm, Json, Launch, Program, Release, Size, Step, TensorSpec, View
 from .expr import Expr, const, parse_expr, split_atom
 from .ir_text import parse_kernel
+from .program_attention import FLASH
 from .schema import schema_of
 from .triton import print_module
 from .triton_build import triton_kernels
 
 KernelCall = Callable[[Sequence[Any], Sequence[int]], None]
-_RESERVED = frozenset(("torch", "device", "inputs", "launch", "run", "max", "min", *keyword.kwlist))
+_RESERVED = frozenset(("torch", "device", "inputs", "launch", "run", "max", "min", "_made", *keyword.kwlist))
 _OP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){2}", re.ASCII)
 _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _FLOATS = ("inf", "-inf", "nan")
@@ -119,6 +121,8 @@ class _ProgramPrinter:
                 self.line(f"launch.{_word(kernel)}([{buffers}], [{', '.join(_size(s) for s in sizes)}])")
             case Gemm():
                 self._gemm(step)
+            case Attention():
+                self._attention(step)
             case Call():
                 self._call(step)
             case Release(names=names):
@@ -132,6 +136,18 @@ class _ProgramPrinter:
             self.line(f"torch.matmul({a}, {b}, out={out})")
         else:
             self.line(f"torch.add(torch.matmul({a}, {b}), {_name(step.bias)}, out={out})")
+
+    def _attention(self, step: Attention) -> None:
+        """ATen's operator into the step's memory."""
+        q, k, v, out = (_name(n) for n in (step.q, step.k, step.v, step.out))
+        sums = _name(step.logsumexp) if step.logsumexp is not None else None
+        mask = _name(step.mask) if step.mask is not None else None
+        self.line(f"_made = torch.ops.{FLASH}({q}, {k}, {v}, 0.0, {bool(step.causal)}, attn_mask={mask}, "
+                  f"scale={self._number(step.scale)})")
+        self.line(f"{out}.copy_(_made[0])")
+        if sums is not None:
+            self.line(f"{sums}.copy_(_made[1])")
+        self.line("del _made")
 
     def _call(self, step: Call) -> None:
         arguments = [self._tree(a) for a in step.args]
@@ -170,6 +186,9 @@ class _ProgramPrinter:
         if kind == "float" and value in _FLOATS:
             return f'float("{value}")'
         raise ArtifactError(f"argument {tree!r}", expected="a tag such as tensor, size, dtype, device or float")
+
+    def _number(self, value: float) -> str:
+        return repr(float(value)) if math.isfinite(value) else f'float("{float(value)}")'
 
     def _device(self, name: str) -> str:
         kind = str(name).split(":")[0]

@@ -16,7 +16,21 @@ from ..codegen.expr import parse_expr
 from ..codegen.ir import DTYPES, IRError, Kernel, verify
 from ..codegen.ir_text import parse_kernel
 from ..runtime.errors import ArtifactError
-from ..runtime.program import Alloc, Call, Gemm, Launch, Program, Release, Size, Step, TensorSpec, View, defines, reads
+from ..runtime.program import (
+    Alloc,
+    Attention,
+    Call,
+    Gemm,
+    Launch,
+    Program,
+    Release,
+    Size,
+    Step,
+    TensorSpec,
+    View,
+    defines,
+    reads,
+)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,200}")
 _VALUE = re.compile(r"%\w{1,12}")
@@ -104,6 +118,8 @@ def _step(step: Step, known: set[str], kernels: dict[str, Kernel]) -> None:
             _call(step, known)
         case Gemm(out=out, a=a, b=b, bias=bias):
             _need({out, a, b, *([bias] if bias else [])} <= known, "a product reads a tensor that is not defined")
+        case Attention(out=out, logsumexp=logsumexp):
+            _need({out, *([logsumexp] if logsumexp else [])} <= known, "an attention writes what is not defined")
         case Release(names=names):
             _need(set(names) <= known, f"released before it is defined: {names}")
     _identifiers(defines(step))

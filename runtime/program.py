@@ -140,6 +140,24 @@ class Conv:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """`out = softmax(scale * q @ k^T + mask) @ v` in fp32 on tensors that exist: q and out [B, H, L, D], k and v
+    [B, H', S, D] with H' dividing H (head h reads head h // (H / H')), the last dimension contiguous. `mask` is added
+    and broadcasts to [B, H, L, S]; `causal`: query i sees keys up to i. A row that sees no key is 0. `logsumexp`
+    [B, H, L] is written where it is named."""
+
+    out: str
+    q: str
+    k: str
+    v: str
+    scale: float
+    mask: str | None = None
+    causal: bool = False
+    logsumexp: str | None = None
+    kind: Literal["attention"] = "attention"
+
+
+@dataclass(frozen=True)
 class Release:
     """The last use of these tensors is behind us; their memory may be reused."""
 
@@ -147,7 +165,7 @@ class Release:
     kind: Literal["release"] = "release"
 
 
-Step = Union[Alloc, View, Launch, Call, Gemm, Conv, Release]
+Step = Union[Alloc, View, Launch, Call, Gemm, Conv, Attention, Release]
 
 
 @dataclass(frozen=True)
@@ -199,6 +217,8 @@ def reads(step: Step) -> Sequence[str]:
             return (base,)
         case Gemm(a=a, b=b, bias=bias):
             return (a, b) if bias is None else (a, b, bias)
+        case Attention(q=q, k=k, v=v, mask=mask):
+            return (q, k, v) if mask is None else (q, k, v, mask)
         case Conv(x=x, other=other):  # weights and sources are static inputs: packed outside of the steps
             return (x,) if other is None else (x, other)
     return ()

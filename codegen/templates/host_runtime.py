@@ -6,7 +6,7 @@ and attention templates. Programs see it through `DECLARATIONS`; libtorch is rea
 
 from __future__ import annotations
 
-from . import cpu_gemm
+from . import cpu_attention, cpu_gemm
 
 _HEAD = r"""
 #include <algorithm>
@@ -163,7 +163,7 @@ extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const in
 }
 """
 
-SOURCE = _HEAD + cpu_gemm.SOURCE + _ARENA + _LAUNCH + _CROSSING
+SOURCE = _HEAD + cpu_gemm.SOURCE + cpu_attention.SOURCE + _ARENA + _LAUNCH + _CROSSING
 
 DECLARATIONS = r"""
 #include <cstdint>
@@ -217,6 +217,8 @@ void mw_gemm_packed(int, int64_t, int64_t, int64_t, const float*, int64_t, int64
                     float*, int64_t);
 void mw_gemm(int, int64_t, int64_t, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, const float*, int64_t,
              int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t, int64_t);
+void mw_attention(int, const int64_t*, const int64_t*, const float*, const float*, const float*, const float*, float*,
+                  float*, double, int);
 void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, int64_t, int64_t, void* const*,
                const int64_t*);
 }
@@ -371,6 +373,10 @@ void dispatch(const char* op, const char* overload, Value* stack) {
 typedef void (*Rows)(void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end);
 void launch(Rows rows_of, int threads, int64_t rows, int64_t work, std::initializer_list<Ptr> tensors, Ints sizes) {
   mw_launch(rows_of, threads, rows, work, (void* const*)tensors.begin(), sizes.begin());
+}
+void attention(int threads, Ints sizes, Ints strides, Ptr q, Ptr k, Ptr v, Ptr mask, Ptr out, Ptr lse, double scale,
+               bool causal) {
+  mw_attention(threads, sizes.begin(), strides.begin(), q, k, v, mask, out, lse, scale, causal);
 }
 int64_t floordiv(int64_t a, int64_t b) { int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 int64_t mod(int64_t a, int64_t b) { int64_t r = a % b; return r + (r != 0 && (r < 0) != (b < 0) ? b : 0); }
