@@ -32,6 +32,7 @@ from ..runtime import cache, torch_compat
 from ..runtime.program import Program
 from .acceptance import Acceptance, KernelFunction, Verdict, kernel_names
 from .graph_bytes import count_bytes
+from .graph_cleanup import clean_up
 from .program_builder import NotAProgram, ProgramBuilder
 from .records import group_records, kernel_record
 from .report import CandidateRow, GraphKind, GraphReport, KernelReport, Report
@@ -63,7 +64,10 @@ class CompiledGraph:
     """A graph on its way from pending to ready. Calling it is thread-safe; the first call does the acceptance."""
 
     def __init__(self, gm: fx.GraphModule, kind: GraphKind, settings: CompileSettings, report: Report) -> None:
-        self.gm, self.kind, self.settings, self.report = gm, kind, settings, report
+        self.kind, self.settings, self.report = kind, settings, report
+        start = time.perf_counter()
+        gm = self.gm = clean_up(gm)
+        report.add_seconds("lowering", time.perf_counter() - start)
         self.entry: GraphReport = report.add_graph(f"{kind} {len(report.graphs)}", kind, len(gm.graph.nodes))
         self.static = {name: name for name in torch_compat.static_inputs(gm)}
         self.device = settings.target or graph_device(gm)

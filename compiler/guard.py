@@ -58,18 +58,19 @@ def eager_boxed(gm: fx.GraphModule) -> Boxed:
 def written_inputs(gm: fx.GraphModule) -> tuple[int, ...]:
     """Positions of the inputs an ATen graph writes into (`copy_` and other mutating operators, seen through views)."""
     positions = {n: i for i, n in enumerate(n for n in gm.graph.nodes if n.op == "placeholder")}
-    found = {positions[root] for node in gm.graph.nodes for root in _written_roots(node) if root in positions}
-    return tuple(sorted(found))
+    roots = {_root(n) for node in gm.graph.nodes for n in written_arguments(node)}
+    return tuple(sorted(positions[root] for root in roots & positions.keys()))
 
 
-def _written_roots(node: fx.Node) -> list[fx.Node]:
+def written_arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes that an operator's schema says it writes into."""
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
     names = [a.name for a in schema.arguments]
     written = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     pairs = [*zip(names, node.args, strict=False), *node.kwargs.items()]
-    return [_root(n) for name, arg in pairs if name in written for n in _nodes(arg)]
+    return [n for name, arg in pairs if name in written for n in _nodes(arg)]
 
 
 def _nodes(arg: Any) -> list[fx.Node]:
@@ -178,9 +179,11 @@ class GuardedGraph:
             raise error  # inputs may be half written: an eager run would start from wrong values
         if undo is not None:
             undo()
+        eager = eager_boxed(self._gm)
+        out = eager(args)  # a mistake in the call (an index out of range) shows itself here and is no failure of ours
         with self._guard:
-            self._call, self._tried = eager_boxed(self._gm), True
+            self._call, self._tried = eager, True
             if self._entry is not None:
                 self._entry.state, self._entry.chosen = "fallen back", "eager"
         fall_back(self._report, self._where, error)
-        return self._call(args)
+        return out
