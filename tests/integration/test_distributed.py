@@ -14,6 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+import meshwright as mw
+
 WORLD = 2
 WIDTH = 16
 
@@ -46,39 +48,50 @@ def _compare(found: dict[str, torch.Tensor], rank: int, folder: str) -> None:
     Path(folder, f"done{rank}").touch()
 
 
-def worker(rank: int, job: Callable[..., None], port: int, folder: str, compile_first: bool) -> None:
+def worker(rank: int, job: Callable[..., None], port: int, folder: str, entry: str) -> None:
     """Join, run `job`, leave. A wrapper that outlives its process group can wait for its peer for ever."""
     _join(rank, port)
-    job(rank, folder, compile_first)
+    job(rank, folder, entry)
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
 
 
-def ddp(rank: int, folder: str, compile_first: bool) -> None:
+def _inside(base: nn.Module, entry: str) -> nn.Module:
+    """What the wrapper gets: the model, or its compiled form where the entry compiles it before it is wrapped."""
+    if entry == "compile":
+        return mw.compile(base)
+    return torch.compile(base, backend="meshwright") if entry == "backend-inside" else base
+
+
+def ddp(rank: int, folder: str, entry: str) -> None:
     base = model()
-    wrapped = nn.parallel.DistributedDataParallel(torch.compile(base, backend="meshwright") if compile_first else base)
-    call = wrapped if compile_first else torch.compile(wrapped, backend="meshwright")
+    inner = _inside(base, entry)
+    wrapped = nn.parallel.DistributedDataParallel(inner)
+    call = torch.compile(wrapped, backend="meshwright") if entry == "backend-outside" else wrapped
     for _ in range(2):
         base.zero_grad(set_to_none=True)
         call(data().chunk(WORLD)[rank]).square().mean().backward()
+    assert entry != "compile" or inner.report.graphs, "nothing was compiled"
     _compare({n: p.grad for n, p in base.named_parameters()}, rank, folder)
 
 
-def fsdp(rank: int, folder: str, compile_first: bool) -> None:
+def fsdp(rank: int, folder: str, entry: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     base = model()
-    if compile_first:
+    if entry == "backend-inside":
         for layer in base:
             layer.compile(backend="meshwright")
-    fully_shard(base, mesh=init_device_mesh("cpu", (WORLD,)))
-    call = base if compile_first else torch.compile(base, backend="meshwright")
+    inner = mw.compile(base) if entry == "compile" else base
+    fully_shard(inner, mesh=init_device_mesh("cpu", (WORLD,)))
+    call = torch.compile(inner, backend="meshwright") if entry == "backend-outside" else inner
     for _ in range(2):
-        base.zero_grad(set_to_none=True)
+        inner.zero_grad(set_to_none=True)
         call(data().chunk(WORLD)[rank]).square().mean().backward()
-    _compare({n: p.grad.full_tensor() for n, p in base.named_parameters()}, rank, folder)
+    assert entry != "compile" or inner.report.graphs, "nothing was compiled"
+    _compare({n: p.grad.full_tensor() for n, p in inner.named_parameters()}, rank, folder)
 
 
 def _free_port() -> int:
@@ -88,9 +101,9 @@ def _free_port() -> int:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("compile_first", [True, False], ids=["compiled-inside", "compiled-outside"])
+@pytest.mark.parametrize("entry", ["backend-inside", "backend-outside", "compile"])
 @pytest.mark.parametrize("job", [ddp, fsdp], ids=["ddp", "fsdp2"])
-def test_gradients_equal_one_process(job: Callable[..., None], compile_first: bool, tmp_path: Path) -> None:
-    arguments = (job, _free_port(), str(tmp_path), compile_first)
+def test_gradients_equal_one_process(job: Callable[..., None], entry: str, tmp_path: Path) -> None:
+    arguments = (job, _free_port(), str(tmp_path), entry)
     mp.start_processes(worker, arguments, nprocs=WORLD, start_method="spawn")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["done0", "done1"]

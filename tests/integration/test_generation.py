@@ -8,7 +8,7 @@ from torch import nn
 
 import meshwright as mw
 
-from ..architectures.zoo import BY_NAME, tokens
+from ..architectures.zoo import BY_NAME, VOCABULARY, tokens
 
 pytest.importorskip("transformers")
 
@@ -41,6 +41,21 @@ def test_static_cache() -> None:
     wanted = generate(model)
     compiled = mw.compile(model)
     assert torch.equal(generate(compiled, cache_implementation="static", disable_compile=True), wanted)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_prompts_of_other_lengths(cache: str) -> None:
+    """No fall-back; with the dynamic cache no second compilation either."""
+    model = decoder("llama")
+    compiled = mw.compile(model)
+    options = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": cache}
+    graphs = []
+    for length in (5, 9):
+        prompt = torch.randint(1, VOCABULARY, (2, length))
+        assert torch.equal(compiled.generate(prompt, **options), model.generate(prompt, **options))
+        graphs.append(len(compiled.report.graphs))
+    assert not compiled.report.fall_backs and graphs[0] > 0
+    assert cache == "static" or graphs[0] == graphs[1]
 
 
 def test_compiled_forward_under_generate() -> None:

@@ -183,19 +183,18 @@ def test_new_batch_sizes_reuse_the_program(wrap: Wrap) -> None:
             torch.testing.assert_close(compiled(batch(0, rows)), model(batch(0, rows)), rtol=1e-4, atol=1e-5)
 
 
-def test_lora() -> None:
-    """A PEFT adapter trains under the compiler: only its matrices get gradients, and they are eager's."""
-    peft = pytest.importorskip("peft")
-    base = BY_NAME["llama"].build()
-    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]))
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(p, std=0.1)
-    inputs = BY_NAME["llama"].inputs()
-    wide = copy.deepcopy(model).double()
-    truth, eager = run(wide, wide, inputs), run(model, model, inputs)
-    compiled = torch.compile(model, backend="meshwright", options=EVERY_KERNEL)
-    run(compiled, model, inputs)
-    got = run(compiled, model, inputs)
-    assert got.gradients and all("lora" in n for n in got.gradients)
-    assert_close(got, eager, truth)
+def test_a_loss_computed_by_the_model() -> None:
+    """GPT-2 with labels: the loss is part of the graph, and the output keeps its class."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=32, resid_pdrop=0.0,
+                                     embd_pdrop=0.0, attn_pdrop=0.0)
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids = torch.randint(0, 64, (2, 8))
+    compiled = mw.compile(model, {"input_ids": ids, "labels": ids})
+    wanted = torch.autograd.grad(model(input_ids=ids, labels=ids).loss, list(model.parameters()))
+    for _ in range(2):
+        out = compiled(input_ids=ids, labels=ids)
+        assert type(out).__name__ == "CausalLMOutputWithCrossAttentions"
+        got = torch.autograd.grad(out.loss, list(model.parameters()))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
