@@ -36,9 +36,10 @@ _BOTH_WAYS = r"""
 // 1 where ATen's attention measured faster: a row for every attention of the program, by number of threads.
 extern "C" __attribute__((visibility("default"))) uint8_t attention_choice[%d][%d] = {};
 // ATen's own operator on the same memory. The strides are those of `mw_attention`.
-static void library_attention(Ints sizes, Ints strides, Ptr q, Ptr k, Ptr v, Ptr mask, Ptr out, Ptr lse, double scale,
-                              bool causal) {
+static void library_attention(int threads, Ints sizes, Ints strides, Ptr q, Ptr k, Ptr v, Ptr mask, Ptr out, Ptr lse,
+                              double scale, bool causal) {
   const int64_t *n = sizes.begin(), *s = strides.begin();
+  if (n[4] == 0) return attention(threads, sizes, strides, q, k, v, mask, out, lse, scale, causal);  // a trap in ATen
   const Handle query(wrap(q, {n[0], n[1], n[3], n[5]}, {s[0], s[1], s[2], 1}, 6));
   const Handle key(wrap(k, {n[0], n[2], n[4], n[5]}, {s[3], s[4], s[5], 1}, 6));
   const Handle value(wrap(v, {n[0], n[2], n[4], n[5]}, {s[6], s[7], s[8], 1}, 6));
@@ -96,7 +97,7 @@ def print_attention(step: Attention, tensors: Tensors, attentions: list[Measured
     arguments = (f"{ints(sizes)}, {ints(strides)},\n            {addresses}, {c_float(step.scale)}, "
                  f"{'true' if step.causal else 'false'}")
     tensors.lines += [f"if (attention_choice[{row}][min(threads, {MAX_THREADS}) - 1])",
-                      f"  library_attention({arguments});", "else", f"  attention(threads, {arguments});"]
+                      f"  library_attention(threads, {arguments});", "else", f"  attention(threads, {arguments});"]
 
 
 def print_choices(attentions: Sequence[MeasuredAttention]) -> str:

@@ -4,8 +4,10 @@
 task is a block of LANES query rows (64 with AVX-512). Queries are lanes: scores are kept as [key][query], so that K is
 read where it lies, maximum and sum of the softmax are vertical, and the probabilities are already packed for the second
 product, which reads rows of V. Only the block's queries are transposed. Keys come in blocks whose scores stay in the
-first two cache levels, with the running maximum and sum of Milakov & Gimelshein (arXiv:1805.02867); causal blocks above
-the diagonal are skipped.
+first two cache levels, with the running maximum and sum of Milakov & Gimelshein (arXiv:1805.02867); keys that causality
+or a mask of -inf hides from all queries at hand are skipped, to a vector's width.
+Measured on an AVX-512 machine against ATen's operator, 12 heads of 64, fp32, 1 / 2 threads: [1, 128] 1.3 / 1.6 times as
+fast, causal 2.1 / 2.3, [1, 197] 1.3 / 1.5, [1, 1024] 1.15 / 1.15, causal 1.6 / 1.6.
 """
 
 SOURCE = r"""
@@ -20,7 +22,6 @@ constexpr int VW = 4, NV = 2;
 constexpr int LANES = VW * NV;  // queries of one block
 constexpr int TILE = 6;         // keys (first product) or queries (second product) whose sums are kept in registers
 constexpr int64_t KEYS = 128;   // keys of one block
-constexpr int DOT_QUERIES = 3;  // so few queries leave most lanes empty: lanes run along the head instead
 constexpr float LOWEST = -__builtin_inff();
 typedef float vec __attribute__((vector_size(VW * 4)));
 typedef float uvec __attribute__((vector_size(VW * 4), aligned(4)));
@@ -111,6 +112,27 @@ static void transpose_block(const float* from, int64_t step, int64_t rows, int64
     for (int64_t c = 0; c < cols; c += VW)
       transpose_tile(from + r * step + c, step, rows - r, cols - c, to + c * to_step + r, to_step);
 }
+// The same for a mask, a tile at a time. Tiles of one value, which most masks are made of, need no shuffling. Lanes of
+// missing rows repeat the last one.
+enum Content { HIDDEN, NOTHING, VALUES };  // all -inf: no query of the tile sees any of its keys; all 0; anything
+static Content mask_tile(const float* from, int64_t step, int64_t rows, int64_t cols, float* to, int64_t to_step) {
+  const vec first = all(from[0]);
+  vec r[VW];
+  bits differ = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < VW; i++) {
+    const float* row = from + std::min<int64_t>(i, rows - 1) * step;
+    r[i] = first;
+    if (cols >= VW) r[i] = load(row);
+    else std::memcpy(&r[i], row, cols * sizeof(float));
+    differ |= (bits)r[i] ^ (bits)first;
+  }
+  uint32_t any = 0;
+  for (int i = 0; i < VW; i++) any |= differ[i];
+  if (any) transpose(r);
+  for (int i = 0; i < std::min<int64_t>(cols, VW); i++) store(to + i * to_step, r[i]);
+  return any ? VALUES : from[0] == LOWEST ? HIDDEN : from[0] == 0.0f ? NOTHING : VALUES;
+}
 
 // ---- scores ----
 struct Rule {            // what follows the product, for one block of keys
@@ -177,34 +199,30 @@ template <int R> static ScoreTile score_tile_of(int vectors) {
   return kTiles[vectors - 1];
 }
 
-// Few queries: dot products along the head, one vector of keys at a time; `s` has VW lanes.
-static void score_dots(int64_t D, const float* k, int64_t step, const float* q, int64_t q_step, int64_t queries,
-                       const Rule& rule, int64_t keys, float* s, vec* top) {
-  for (int64_t j = 0; j < keys; j++) *(vec*)(s + j * VW) = vec{};
-  for (int64_t j = 0; j < keys; j += VW)
-    for (int64_t i = 0; i < queries; i++) {
-      vec sum[VW];
+// One query (a decoding step) would leave most lanes empty: here they run along the head, and then along the keys. `s`
+// has a value per key, up to a whole vector. V's rows, read next, are fetched meanwhile.
+static void dot_products(int64_t D, const float* k, int64_t step, const float* q, int64_t keys, const float* v,
+                         int64_t v_step, float* s) {
+  for (int64_t j = 0; j < keys; j += VW) {
+    vec sum[VW];
 #pragma GCC unroll 16
-      for (int t = 0; t < VW; t++) sum[t] = vec{};
-      for (int64_t d = 0; d < D; d += VW) {
-        vec x = load(q + i * q_step + d);
+    for (int t = 0; t < VW; t++) sum[t] = vec{};
+    for (int64_t d = 0; d < D; d += VW) {
+      vec x = load(q + d);
 #pragma GCC unroll 16
-        for (int t = 0; t < VW; t++) sum[t] += x * load(k + std::min(j + t, keys - 1) * step + d);
+      for (int t = 0; t < VW; t++) {
+        sum[t] += x * load(k + std::min(j + t, keys - 1) * step + d);
+        __builtin_prefetch(k + (j + t + VW) * step + d);
+        __builtin_prefetch(v + (j + t) * v_step + d);
       }
-      transpose(sum);
-#pragma GCC unroll 4
-      for (int half = VW / 2; half; half /= 2)
-#pragma GCC unroll 8
-        for (int t = 0; t < half; t++) sum[t] += sum[t + half];
-      for (int64_t t = 0; t < std::min<int64_t>(VW, keys - j); t++) s[(j + t) * VW + i] = sum[0][t];
     }
-  vec most = top[0];
-  for (int64_t j = 0; j < keys; j++) {
-    vec t = rule.apply(*(const vec*)(s + j * VW), j, 0);
-    *(vec*)(s + j * VW) = t;
-    most = larger(most, t);
+    transpose(sum);
+#pragma GCC unroll 4
+    for (int half = VW / 2; half; half /= 2)
+#pragma GCC unroll 8
+      for (int t = 0; t < half; t++) sum[t] += sum[t + half];
+    *(vec*)(s + j) = sum[0];
   }
-  top[0] = most;
 }
 
 // s = exp(s - top) for `used` of `keys` keys of one vector of queries, 0 for the others; the sum over the keys.
@@ -308,6 +326,7 @@ struct Block {
   int64_t v_step;
   float *q, *s, *mask, *made, factor[LANES], share[LANES];
   vec top[NV], sum[NV];
+  int64_t last[NV], reach;  // of the keys at hand: how many a vector of queries sees, and the most of these
 
   Block(const Problem& problem, int64_t batch, int64_t at, int64_t query, const float* values, int64_t values_step)
       : p(problem), b(batch), h(at), first(query), queries(std::min<int64_t>(LANES, p.n.queries - query)),
@@ -317,23 +336,24 @@ struct Block {
     s = q + head * LANES, mask = s + (KEYS + TILE) * LANES, made = mask + (KEYS + TILE) * LANES;
   }
 
-  bool dots() const { return queries <= DOT_QUERIES && p.n.head % VW == 0; }
+  bool single() const { return queries == 1 && p.n.head == head; }
   const float* query_rows() const { return p.q + b * p.step.q[0] + h * p.step.q[1] + first * p.step.q[2]; }
   float* out_rows() const { return p.out + b * p.step.out[0] + h * p.step.out[1] + first * p.step.out[2]; }
 
   void run() {
     const int64_t keys = p.causal ? std::min(p.n.keys, first + queries) : p.n.keys;
-    if (!dots()) transpose_block(query_rows(), p.step.q[2], queries, p.n.head, q, lanes);
+    if (!single()) transpose_block(query_rows(), p.step.q[2], queries, p.n.head, q, lanes);
     for (int n = 0; n < NV; n++) top[n] = all(LOWEST), sum[n] = vec{};
     const int64_t blocks = std::max<int64_t>(1, (keys + KEYS - 1) / KEYS);
     const int64_t size = std::min(KEYS, whole((keys + blocks - 1) / blocks, TILE));
     bool begun = false;
     for (int64_t j = 0; j < keys || !begun; j += size) {
       const int64_t here = std::min(size, keys - j);
-      probabilities(j, here, begun);
+      if (single()) single_row(j, here, begun);
+      else probabilities(j, here, begun);
       const bool done = j + here >= keys;
       if (done) shares();
-      products(j, here, begun, done);
+      products(j, begun, done);
       begun = true;
     }
     if (p.n.head != head)
@@ -342,18 +362,44 @@ struct Block {
     if (p.lse) log_sums();
   }
 
+  // What applies to keys [j, j + keys); fills `last`. Keys that a mask hides at the end of a block are not computed.
   Rule rule(int64_t j, int64_t keys) {
     Rule r{p.scale, nullptr, 0, 0, p.causal ? first - j : INT32_MAX};
-    if (!p.mask) return r;
+    for (int n = 0; n < NV; n++) last[n] = keys;
+    if (p.mask) add_mask(r, j, keys);
+    reach = 0;
+    for (int n = 0; n < (int)(lanes / VW); n++) {
+      if (p.causal) last[n] = std::max<int64_t>(0, std::min(last[n], r.diagonal + (n + 1) * VW));
+      reach = std::max(reach, last[n]);
+    }
+    return r;
+  }
+
+  void add_mask(Rule& r, int64_t j, int64_t keys) {
     const int64_t* m = p.step.mask;
     const float* from = p.mask + b * m[0] + h * m[1] + first * m[2] + j * m[3];
-    if (m[2] == 0) return r.mask = from, r.key = m[3], r;
-    if (m[3] == 1)
-      transpose_block(from, m[2], queries, keys, mask, lanes);
-    else
+    if (m[2] == 0) {
+      r.mask = from, r.key = m[3];
+      while (keys && from[(keys - 1) * m[3]] == LOWEST) keys--;
+      for (int n = 0; n < NV; n++) last[n] = keys;
+      return;
+    }
+    if (m[3] != 1) {
+      r.mask = mask, r.key = lanes, r.lane = 1;
       for (int64_t t = 0; t < keys; t++)
         for (int64_t i = 0; i < lanes; i++) mask[t * lanes + i] = i < queries ? from[i * m[2] + t * m[3]] : 0.0f;
-    return r.mask = mask, r.key = lanes, r.lane = 1, r;
+      return;
+    }
+    bool needed = false;
+    for (int64_t i = 0; i < queries; i += VW) {
+      last[i / VW] = 0;
+      for (int64_t t = 0; t < keys; t += VW) {
+        const Content c = mask_tile(from + i * m[2] + t, m[2], queries - i, keys - t, mask + t * lanes + i, lanes);
+        if (c != HIDDEN) last[i / VW] = std::min(t + VW, keys);
+        needed |= c != NOTHING;
+      }
+    }
+    if (needed) r.mask = mask, r.key = lanes, r.lane = 1;
   }
 
   // Probabilities of keys [j, j + keys), up to the running maximum; what was summed so far counts `factor` from now on.
@@ -363,24 +409,41 @@ struct Block {
     vec before[NV];
     for (int n = 0; n < NV; n++) before[n] = top[n];
     const float* from = k + j * p.step.k[2];
-    if (dots()) {
-      if (keys > 0) score_dots(p.n.head, from, p.step.k[2], query_rows(), p.step.q[2], queries, r, keys, s, top);
-    } else {
-      for (int64_t t = 0; t < keys;) {
-        const int64_t left = keys - t;
-        const int v0 = t > r.diagonal ? (int)((t - r.diagonal) / VW) : 0;
-        const ScoreTile tile = left > 2 ? score_tile_of<TILE>(vectors - v0) : score_tile_of<2>(vectors - v0);
-        tile(p.n.head, from, p.step.k[2], q, lanes, r, t, keys - 1, v0, s, top);
-        t += left > 2 ? TILE : 2;
-      }
+    for (int64_t t = 0; t < reach;) {
+      int v0 = 0;
+      while (last[v0] <= t) v0++;
+      const bool few = reach - t <= 2;
+      const ScoreTile tile = few ? score_tile_of<2>(vectors - v0) : score_tile_of<TILE>(vectors - v0);
+      tile(p.n.head, from, p.step.k[2], q, lanes, r, t, reach - 1, v0, s, top);
+      t += few ? 2 : TILE;
     }
     for (int n = 0; n < vectors; n++) {
       const vec safe = top[n] == all(LOWEST) ? vec{} : top[n];  // nothing seen yet: exp(-inf - 0) is the 0 it should be
-      const int64_t used = p.causal ? std::max<int64_t>(0, std::min(keys, r.diagonal + (n + 1) * VW)) : keys;
       const vec old = begun ? exp_negative(before[n] - safe) : vec{};
       store(factor + n * VW, old);
-      sum[n] = sum[n] * old + exponentials(s + n * VW, lanes, used, keys, safe);
+      sum[n] = sum[n] * old + exponentials(s + n * VW, lanes, last[n], reach, safe);
     }
+  }
+
+  // The same for one query: its probabilities lie one after the other, and all lanes of `top` and `sum` are equal.
+  void single_row(int64_t j, int64_t keys, bool begun) {
+    reach = last[0] = p.causal ? std::max<int64_t>(0, std::min(keys, first + 1 - j)) : keys;
+    dot_products(p.n.head, k + j * p.step.k[2], p.step.k[2], query_rows(), reach, v + j * v_step, v_step, s);
+    const int64_t* m = p.step.mask;
+    const float* from = p.mask ? p.mask + b * m[0] + h * m[1] + first * m[2] + j * m[3] : nullptr;
+    const int64_t wide = whole(reach, VW);
+    for (int64_t t = 0; t < wide; t++)
+      s[t] = t >= reach ? LOWEST : from ? s[t] * p.scale + from[t * m[3]] : s[t] * p.scale;
+    vec most = top[0], total = vec{};
+    for (int64_t t = 0; t < wide; t += VW) most = larger(most, *(vec*)(s + t));
+    float best = most[0];
+    for (int i = 1; i < VW; i++) best = std::max(best, (float)most[i]);
+    const vec safe = all(best == LOWEST ? 0.0f : best), old = begun ? exp_negative(top[0] - safe) : vec{};
+    for (int64_t t = 0; t < wide; t += VW) total += *(vec*)(s + t) = exp_negative(*(vec*)(s + t) - safe);
+    float all_lanes = 0.0f;
+    for (int i = 0; i < VW; i++) all_lanes += total[i];
+    top[0] = all(best), sum[0] = sum[0] * old + all(all_lanes);
+    store(factor, old);
   }
 
   void shares() {
@@ -390,11 +453,11 @@ struct Block {
     }
   }
 
-  void products(int64_t j, int64_t keys, bool begun, bool done) {
+  void products(int64_t j, bool begun, bool done) {
     const bool direct = p.n.head == head;
     float* out = direct ? out_rows() : made;
     const int64_t step = direct ? p.step.out[2] : head;
-    const int64_t vectors = head / VW, chunks = (vectors + NV - 1) / NV;
+    const int64_t vectors = head / VW, chunks = (vectors + NV - 1) / NV, next = single() ? 1 : lanes;
     for (int64_t c = 0; c < chunks; c++) {
       const int64_t n = vectors * c / chunks, width = vectors * (c + 1) / chunks - n;
       for (int64_t i = 0; i < queries;) {
@@ -402,8 +465,9 @@ struct Block {
         const ValueTile tile = rows == 1   ? value_tile_of<1>((int)width)
                                : rows <= 4 ? value_tile_of<4>((int)width)
                                            : value_tile_of<TILE>((int)width);
-        const int64_t seen = p.causal ? std::max<int64_t>(0, std::min(keys, first + i + height - j)) : keys;
-        tile(seen, s + i, lanes, v + j * v_step + n * VW, v_step, out + i * step + n * VW, step, rows,
+        int64_t seen = std::max(last[i / VW], last[(std::min(i + height, lanes) - 1) / VW]);
+        if (p.causal) seen = std::max<int64_t>(0, std::min(seen, first + i + height - j));
+        tile(seen, s + i, next, v + j * v_step + n * VW, v_step, out + i * step + n * VW, step, rows,
              begun ? factor + i : nullptr, done ? share + i : nullptr);
         i += rows;
       }
@@ -437,10 +501,11 @@ static void run(const Problem& p, int threads) {
   const bool pack = narrow || (strided && p.n.queries > TILE && p.n.keys * wide <= (1 << 20));
   if (p.n.batch * p.n.heads * p.n.queries * p.n.keys * p.n.head < 32 * 1024) threads = 1;
   const int64_t parts = heads >= 4 * threads || heads % threads == 0 ? 1 : blocks;  // of a head
+  const int64_t chunk = std::max<int64_t>(1, heads * parts / (8 * threads));  // neighbours: they share cache lines
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const float* ready = nullptr;  // whose values are packed
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, chunk)
     for (int64_t unit = 0; unit < heads * parts; unit++) {
       const int64_t b = unit / parts / p.n.heads, h = unit / parts % p.n.heads, part = unit % parts;
       const float* v = p.v + b * p.step.v[0] + h / (p.n.heads / p.n.kv_heads) * p.step.v[1];

@@ -117,6 +117,36 @@ def test_masks_of_other_strides():
     assert_lossless(q, k, v, torch.randn(2, 1, 70, 1).expand(2, 3, 70, 90))
 
 
+@pytest.mark.parametrize("queries", [1, 65])
+@pytest.mark.parametrize("head", [64, 40])
+def test_a_single_query(queries, head):
+    """A decoding step; and the last row of a longer sequence, which is computed the same way."""
+    torch.manual_seed(0)
+    q, k, v = tensors(2, 4, 2, queries, 333, head)
+    assert_lossless(q, k, v)
+    assert_lossless(q, k, v, causal=True)
+    assert_lossless(q, k, v, torch.randn(2, 1, 1, 333).masked_fill(torch.rand(2, 1, 1, 333) < 0.9, -INF))
+    assert_lossless(q, k, v, torch.randn(1, 4, queries, 1), causal=True)
+    assert_lossless(q, k, v, torch.full((1, 1, queries, 333), -INF))
+
+
+def block_masks(queries: int, keys: int) -> list[torch.Tensor]:
+    """What models add: causal, padding, a window, and holes of one tile."""
+    i, j = torch.arange(queries).unsqueeze(1), torch.arange(keys)
+    hidden = [j > i, j >= 70, (j > i) | (j < i - 40), (i // 16 + j // 16) % 2 == 0, (j > 130) & (i < 50)]
+    return [torch.zeros(1, 1, queries, keys).masked_fill(h, -INF) for h in hidden]
+
+
+@pytest.mark.parametrize("queries, keys", [(150, 150), (33, 300), (64, 40)])
+def test_keys_that_a_mask_hides_are_skipped(queries, keys):
+    torch.manual_seed(0)
+    q, k, v = tensors(1, 2, 1, queries, keys, 64)
+    for mask in block_masks(queries, keys):
+        assert_lossless(q, k, v, mask)
+        assert_lossless(q, k, v, mask + 0.5)
+        assert_lossless(q, k, v, mask, causal=True)
+
+
 @pytest.mark.parametrize("queries", [2, 70])
 def test_rows_that_see_nothing_are_zero(queries):
     torch.manual_seed(0)
@@ -236,7 +266,9 @@ def test_a_program_gives_the_same_both_ways(library, mask, monkeypatch):
         assert found[0].stride() == (70 * 128, 32, 128, 1) and found[1].stride() == (280, 1, 4)
 
 
-def test_symbolic_sizes():
+@pytest.mark.parametrize("library", [False, True])
+def test_symbolic_sizes(library, monkeypatch):
+    monkeypatch.setattr(program_cpp_attention, "pays", lambda *_: not library)
     compiled = compile_program(program("s0", symbols=(Symbol("s0", tensor="q", dim=2),)))
     for queries in (70, 3, 1, 200, 0):
         inputs = program_inputs(queries)
