@@ -68,8 +68,10 @@ def assert_lossless(q, k, v, mask=None, *, causal=False, scale=None, threads=1) 
     options = {"causal": causal, "scale": scale}
     got = own(q, k, v, mask, threads=threads, **options)
     eager, exact = aten(q, k, v, mask, **options), reference(q, k, v, mask, **options)
-    for name, g, e, x in zip(("output", "logsumexp"), got, eager, exact, strict=True):
-        assert difference(name, g, e, x) is None
+    assert difference("output", got[0], eager[0], exact[0]) is None
+    # A relative error of the sum is an absolute one of its logarithm: a row of ones sets the scale to at least 1.
+    sums = [torch.cat([t.reshape(-1), t.new_ones(1)]) for t in (got[1], eager[1], exact[1])]
+    assert difference("logsumexp", *sums) is None
 
 
 SHAPES = [
@@ -197,7 +199,7 @@ def layouts(t: torch.Tensor, which: int) -> torch.Tensor:
     return t.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(batch=st.integers(1, 3), kv_heads=st.integers(1, 3), group=st.integers(1, 3), queries=st.integers(1, 140),
        keys=st.integers(1, 280), head=st.integers(1, 140), causal=st.booleans(), mask=st.integers(0, 4),
        layout=st.tuples(*[st.integers(0, 3)] * 3), threads=st.integers(1, 2), seed=st.integers(0, 1000))
