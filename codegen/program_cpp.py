@@ -1,7 +1,7 @@
 """The C++ printer of programs: one readable translation unit per graph, called once per graph call.
 
     static void gelu_0(...)                         // kernels, printed by codegen/cpp.py
-    extern "C" int NAME(Frame* frame) {             // symbols, inputs, steps in order, outputs
+    extern "C" int NAME(Frame* frame) {             // symbols, inputs, steps in order, outputs; 2: an index was bad
       const Arena arena(1572864);
       ...
     }
@@ -18,6 +18,7 @@ from ..runtime.program import (
     Call,
     Conv,
     Gemm,
+    Gemms,
     Json,
     Launch,
     Program,
@@ -30,12 +31,12 @@ from ..runtime.program import (
 from .cpp import prelude, print_kernel_cpp, work_items, work_per_item
 from .cpp_expr import MEMORY_TYPE
 from .expr import Expr
-from .ir import Kernel
+from .ir import Kernel, expects
 from .ir_text import parse_kernel
 from .program_cpp_attention import MeasuredAttention, print_attention, print_choices
 from .program_cpp_calls import print_call
 from .program_cpp_conv import PackedConv, print_conv
-from .program_cpp_gemm import PackedWeight, print_gemm
+from .program_cpp_gemm import Product, print_gemm, print_gemms
 from .program_cpp_tensors import Tensors, c_expr, c_name, ints
 from .program_memory import plan_arena, size_expr
 from .schema import Unsupported
@@ -48,7 +49,7 @@ def print_program_cpp(program: Program) -> str:
 
 
 class Printer:
-    """Prints one program; `packed` then lists the weights its products want packed, in the order of `frame->packed`."""
+    """Prints one program; `products` then lists what its products are, in the order of `frame->products`."""
 
     def __init__(self, program: Program) -> None:
         if program.device != "cpu":
@@ -58,7 +59,7 @@ class Printer:
         self.arena = plan_arena(program)
         self.lines: list[str] = []
         self.tensors = Tensors(program, self.arena, self.lines)
-        self.packed: list[PackedWeight] = []
+        self.products: list[Product] = []
         self.packed_convs: list[PackedConv] = []  # two inputs each, behind the program's own
         self.attentions: list[MeasuredAttention] = []  # in the order of the rows of `attention_choice`
         self.from_python: list[Call] = []  # operators that run in Python, in the order of their numbers
@@ -75,8 +76,13 @@ class Printer:
         self._symbols()
         if self.arena.offsets:
             put(f"const Arena arena({c_expr(self.arena.total)});")
+        failing = any(map(expects, self.kernels.values()))
+        if failing:
+            put("int bad_index = 0;  // set by kernels that gather")
         for step in self.program.steps:
             self._step(step)
+        if failing:
+            put("if (bad_index) return 2;")
         self._outputs()
         indented = "\n".join("    " + line for line in self.lines)
         name = entry_name(self.program)
@@ -125,7 +131,9 @@ class Printer:
             case Call():
                 print_call(step, self.tensors, self.from_python)
             case Gemm():
-                print_gemm(step, self.tensors, self.program, self.packed)
+                print_gemm(step, self.tensors, self.program, self.products)
+            case Gemms():
+                print_gemms(step, self.tensors, self.program, self.products)
             case Attention():
                 print_attention(step, self.tensors, self.attentions)
             case Conv():
@@ -140,7 +148,8 @@ class Printer:
         kernel = self.kernels[step.kernel]
         values: dict[str, Expr | int] = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
         rows, work = work_items(kernel).subs(values), (work_items(kernel) * work_per_item(kernel)).subs(values)
-        addresses = ", ".join(self.tensors.address(n) for n in (*step.inputs, *step.outputs))
+        found = [self.tensors.address(n) for n in (*step.inputs, *step.outputs)]
+        addresses = ", ".join([*found, "{&bad_index}"] if expects(kernel) else found)
         self.lines.append(f"launch({c_name(step.kernel)}_rows, threads, {c_expr(rows)}, {c_expr(work)}, "
                           f"{{{addresses}}}, {ints(step.sizes)});")
 
@@ -150,6 +159,7 @@ def print_rows(kernel: Kernel, name: str) -> str:
     buffers = [*kernel.inputs, *kernel.outputs]
     arguments = [f"({MEMORY_TYPE[b.dtype]}*)tensors[{i}]" for i, b in enumerate(buffers)]
     arguments += [f"sizes[{i}]" for i in range(len(kernel.sizes))]
+    arguments += [f"(int*)tensors[{len(buffers)}]"] if expects(kernel) else []
     parameters = "void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end"
     return (f"static void {c_name(name)}_rows({parameters}) {{\n"
             f"  {c_name(name)}({', '.join([*arguments, 'begin', 'end'])});\n}}\n")

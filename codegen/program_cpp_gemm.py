@@ -1,10 +1,10 @@
-"""Products in the C++ program: packed weights where they may be cached, the library's GEMM on addresses elsewhere."""
+"""Products in the C++ program: every one names a slot that says how it is done (`program_cpp_packing` fills it)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ..runtime.program import Gemm, Program, Size, TensorSpec
+from ..runtime.program import Gemm, Gemms, Program, Size, TensorSpec
 from .expr import Expr, const
 from .program_cpp_tensors import Tensors, c_expr
 from .program_memory import size_expr
@@ -14,7 +14,7 @@ MIN_COLUMNS = 16  # narrower products would mostly multiply padding
 
 
 @dataclass(frozen=True)
-class PackedWeight:
+class Weight:
     """A [K, N] matrix inside input tensor number `position` (offset, strides in elements): a product's right side."""
 
     position: int
@@ -23,12 +23,95 @@ class PackedWeight:
     N: int
     stride_k: int
     stride_n: int
-    rows: int | None = None  # of the left side; None when symbolic
 
-    @property
-    def variant(self) -> tuple[str | int, ...]:
-        """Equal for equal packed copies of the same tensor."""
-        return ("gemm", self.offset, self.K, self.N, self.stride_k, self.stride_n)
+
+@dataclass(frozen=True)
+class Product:
+    """What the choice of a method depends on. Sizes are None where symbolic; `a_rows`, `b_rows`: rows of that side are
+    contiguous (else its columns are); `weight`: the right side where it may be kept packed."""
+
+    rows: int | None
+    K: int | None
+    N: int | None
+    a_rows: bool
+    b_rows: bool
+    weight: Weight | None
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """One product as C++ text."""
+
+    batch: str
+    M: str
+    N: str
+    K: str
+    a: tuple[str, str, str, str]  # address, strides of batch, row, column
+    b: tuple[str, str, str, str]
+    bias: tuple[str, str, str]  # address, strides of batch and row
+    out: tuple[str, str, str]
+    how: str
+
+
+def print_gemm(step: Gemm, tensors: Tensors, program: Program, products: list[Product]) -> None:
+    """`out = a @ b + bias`. Raises `Unsupported` for what the template does not take."""
+    o = _operands(step, tensors, program, products)
+    tensors.lines.append(f"mw_gemm(threads, {o.batch}, {o.M}, {o.N}, {o.K}, {', '.join(o.a)}, {', '.join(o.b)}, "
+                         f"{', '.join(o.bias)}, {', '.join(o.out)}, {o.how});")
+
+
+def print_gemms(step: Gemms, tensors: Tensors, program: Program, products: list[Product]) -> None:
+    """Products that share their left side, in one call."""
+    found = [_operands(p, tensors, program, products) for p in step.products]
+    if any(size_expr(tensors.spec(p.out).shape[0]) != 1 for p in step.products if len(tensors.spec(p.out).shape) > 2):
+        for p in step.products:
+            print_gemm(p, tensors, program, products)
+        return
+    sides = [f"{{{o.N}, {o.b[0]}, {o.b[2]}, {o.b[3]}, {o.bias[0]}, {o.bias[2]}, {o.out[0]}, {o.out[2]}, {o.how}}}"
+             for o in found]
+    first = found[0]
+    tensors.lines += [f"{{  // {len(sides)} products of {step.products[0].a}", "  const Product products[] = {",
+                      *(f"      {side}," for side in sides), "  };",
+                      f"  mw_gemms(threads, {first.M}, {first.K}, {first.a[0]}, {first.a[2]}, {first.a[3]}, products, "
+                      f"{len(sides)});", "}"]
+
+
+def _operands(step: Gemm, tensors: Tensors, program: Program, products: list[Product]) -> _Operands:
+    a, b, out = (tensors.spec(n) for n in (step.a, step.b, step.out))
+    if any(t.dtype != "float32" for t in (a, b, out)):
+        raise Unsupported("a product in another type than float32", step)
+    (batch, M, K), strides_a = _rank3(a)
+    (_, _, N), strides_b = _rank3(b)
+    _, (scb, ldc, _) = _rank3(out)
+    bias = ("nullptr", "0", "0")
+    if step.bias is not None:
+        bias = (tensors.address(step.bias), *_bias_strides(tensors.spec(step.bias), len(out.shape)))
+    how = "nullptr"
+    if size_expr(batch) == 1:
+        product = _product((M, N, K), strides_a[1:], strides_b[1:], find_weight(step.b, tensors, program))
+        if product is not None:
+            slot = products.index(product) if product in products else len(products)
+            if slot == len(products):
+                products.append(product)
+            how = f"frame->products[{slot}]"
+    return _Operands(c_expr(batch), c_expr(M), c_expr(N), c_expr(K),
+                     (tensors.address(step.a), *_three(strides_a)), (tensors.address(step.b), *_three(strides_b)),
+                     bias, (tensors.address(step.out), c_expr(scb), c_expr(ldc)), how)
+
+
+def _three(strides: list[Size]) -> tuple[str, str, str]:
+    first, second, third = map(c_expr, strides)
+    return first, second, third
+
+
+def _product(sizes: tuple[Size, Size, Size], strides_a: list[Size], strides_b: list[Size],
+             weight: Weight | None) -> Product | None:
+    """None where the library is the only choice."""
+    M, N, K = (e.value if (e := size_expr(s)).is_const else None for s in sizes)
+    (sm, sk), (sbk, sbn) = ([size_expr(s) for s in strides] for strides in (strides_a, strides_b))
+    if sm != 1 and sk != 1 or sbk != 1 and sbn != 1 or N is not None and N < MIN_COLUMNS:
+        return None
+    return Product(M, K, N, sk == 1, sbn == 1, weight)
 
 
 def _rank3(spec: TensorSpec) -> tuple[list[Size], list[Size]]:
@@ -37,38 +120,6 @@ def _rank3(spec: TensorSpec) -> tuple[list[Size], list[Size]]:
     if extra < 0:
         raise Unsupported(f"a product of rank {len(spec.shape)}")
     return [1] * extra + list(spec.shape), [0] * extra + list(spec.strides)
-
-
-def print_gemm(step: Gemm, tensors: Tensors, program: Program, packed: list[PackedWeight]) -> None:
-    """`out = a @ b + bias`. Raises `Unsupported` for what the template does not take."""
-    a, b, out = (tensors.spec(n) for n in (step.a, step.b, step.out))
-    if any(t.dtype != "float32" for t in (a, b, out)):
-        raise Unsupported("a product in another type than float32", step)
-    (batch, M, K), (sab, sm, sk) = _rank3(a)
-    (_, _, N), (sbb, sbk, sbn) = _rank3(b)
-    _, (scb, ldc, _) = _rank3(out)
-    bias, bias_b, bias_m = "nullptr", "0", "0"
-    if step.bias is not None:
-        bias, (bias_b, bias_m) = tensors.address(step.bias), _bias_strides(tensors.spec(step.bias), len(out.shape))
-    addresses = [tensors.address(n) for n in (step.a, step.out)]
-    weight = find_weight(step.b, tensors, program) if len(b.shape) == 2 else None
-    sizes = [c_expr(s) for s in (M, N, K)]
-    if weight is not None:
-        weight = replace(weight, rows=size_expr(M).value if size_expr(M).is_const else None)
-        slot = packed.index(weight) if weight in packed else len(packed)
-        if slot == len(packed):
-            packed.append(weight)
-        source = (f"if (frame->packed && frame->packed[{slot}])\n      "
-                  f"mw_gemm_packed(threads, {', '.join(sizes)}, {addresses[0]}, {c_expr(sm)}, {c_expr(sk)}, "
-                  f"frame->packed[{slot}], {bias}, {bias_m}, {addresses[1]}, {c_expr(ldc)});\n    else")
-        b_address = tensors.address(step.b)
-        tensors.lines.append(source)
-    else:
-        b_address = tensors.address(step.b)
-    strides_a, strides_b = ", ".join(map(c_expr, (sab, sm, sk))), ", ".join(map(c_expr, (sbb, sbk, sbn)))
-    tensors.lines.append(f"  mw_gemm(threads, {c_expr(batch)}, {', '.join(sizes)}, {addresses[0]}, {strides_a}, "
-                         f"{b_address}, {strides_b}, {bias}, {bias_b}, {bias_m}, "
-                         f"{addresses[1]}, {c_expr(scb)}, {c_expr(ldc)});")
 
 
 def _bias_strides(spec: TensorSpec, rank: int) -> tuple[str, str]:
@@ -81,11 +132,11 @@ def _bias_strides(spec: TensorSpec, rank: int) -> tuple[str, str]:
     return c_expr(steps[-2]) if rank == 3 else "0", c_expr(steps[-1])
 
 
-def find_weight(name: str, tensors: Tensors, program: Program) -> PackedWeight | None:
-    """The packed form of a constant-size matrix that views a static input, when the program may cache it."""
-    if not program.inference:
-        return None
+def find_weight(name: str, tensors: Tensors, program: Program) -> Weight | None:
+    """The constant-size matrix that views a static input, when the program may keep packed copies."""
     spec, offset = tensors.spec(name), const(0)
+    if not program.inference or len(spec.shape) != 2:
+        return None
     while name in tensors.base:
         name, step = tensors.base[name]
         offset = offset + size_expr(step)
@@ -95,4 +146,4 @@ def find_weight(name: str, tensors: Tensors, program: Program) -> PackedWeight |
     if not found or not all(n.is_const for n in numbers):
         return None
     K, N, sk, sn, at = (n.value for n in numbers)
-    return PackedWeight(found[0], at, K, N, sk, sn) if N >= MIN_COLUMNS else None
+    return Weight(found[0], at, K, N, sk, sn)

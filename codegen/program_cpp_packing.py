@@ -1,4 +1,4 @@
-"""Which products of a program use a packed weight: those where the packed product measures faster on this machine.
+"""How each product of a program is done: by the library, with a packed weight, or split into bf16 parts.
 
 Measured once per shape and number of threads, before the first result (so results do not depend on when), on the real
 weight; remembered on disk by processor, compiler and instruction set.
@@ -18,95 +18,117 @@ import torch
 
 from ..runtime import cache
 from ..runtime.packing import Found, PackedWeights
+from ..runtime.settings import settings
 from ..runtime.toolchain import toolchain
-from .program_cpp_gemm import PackedWeight
-from .templates.cpu_gemm import SOURCE
+from .program_cpp_gemm import Product, Weight
+from .templates.cpu_gemm import FP32, LIBRARY, SOURCE, SPLIT, SPLIT_NOW
 
-TYPICAL_ROWS = 128  # stands for a symbolic number of rows
+TYPICAL = 128  # stands for a symbolic size
 _ALIGN = 64
 _SMALL = 1 << 20  # products of fewer multiplications are not measured: the packed form saves a call into the library
 _COLD_FLOATS = 4 << 20
 _LONG_S = 0.02  # after two runs this long, two are enough
+_NAMES = {LIBRARY: "library_s", FP32: "fp32_s", SPLIT: "split_s"}
 
 
-class GemmWeights:
-    """The weights that one program's products multiply by, in the order of the program's slots."""
+class ProductMethods:
+    """The methods of one program's products, in the order of the program's slots."""
 
-    def __init__(self, weights: Sequence[PackedWeight], library: ctypes.PyDLL) -> None:
-        self._weights, self._library = list(weights), library
-        self._by_threads: dict[int, tuple[list[int], PackedWeights]] = {}
+    def __init__(self, products: Sequence[Product], library: ctypes.PyDLL) -> None:
+        self._products, self._library = list(products), library
+        self._by_threads: dict[int, tuple[list[int], list[int], PackedWeights]] = {}
         self._last: tuple[Found, Any] | None = None
 
     def addresses(self, inputs: Sequence[torch.Tensor], threads: int) -> Any:
-        """An array of addresses, null where the library's own product is the choice."""
+        """An array of `how` arguments for the program's products, null where the library is the choice."""
         chosen = self._by_threads.get(threads)
         if chosen is None:
-            slots = [k for k, w in enumerate(self._weights) if self._pays(w, inputs[w.position], threads)]
-            wanted = [((w.position,), w.variant, self._packer(w)) for w in (self._weights[k] for k in slots)]
-            chosen = self._by_threads[threads] = slots, PackedWeights(wanted)
-        slots, packed = chosen
+            chosen = self._by_threads[threads] = self._choose(inputs, threads)
+        methods, packed_slots, packed = chosen
         found, last = packed.lookup(inputs), self._last
         if last is not None and last[0] is found:
             return last[1]
-        array = (ctypes.c_void_p * max(1, len(self._weights)))()
-        for slot, copy in zip(slots, found.copies, strict=True):
-            array[slot] = copy.data_ptr() if copy is not None else None
+        array = (ctypes.c_void_p * max(1, len(methods)))()
+        for slot, method in enumerate(methods):
+            array[slot] = SPLIT_NOW if method == SPLIT else None
+        for slot, copy in zip(packed_slots, found.copies, strict=True):
+            if copy is not None:
+                array[slot] = copy.data_ptr()
         self._last = found, array
         return array
 
-    def _packer(self, weight: PackedWeight) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda tensor: pack(self._library, weight, tensor)
+    def _choose(self, inputs: Sequence[torch.Tensor], threads: int) -> tuple[list[int], list[int], PackedWeights]:
+        methods = [self._method(p, inputs[p.weight.position] if p.weight else None, threads) for p in self._products]
+        slots, wanted = [], []
+        for slot, (product, method) in enumerate(zip(self._products, methods, strict=True)):
+            if product.weight is not None and method != LIBRARY:
+                slots.append(slot)
+                wanted.append(((product.weight.position,), ("gemm", method, product.weight),
+                               self._packer(product.weight, method)))
+        return methods, slots, PackedWeights(wanted)
 
-    def _pays(self, weight: PackedWeight, tensor: torch.Tensor, threads: int) -> bool:
-        rows = weight.rows or TYPICAL_ROWS
-        if rows * weight.K * weight.N < _SMALL:
-            return True
-        key = cache.key_of("packed product, cold", SOURCE, *toolchain().identity(), processor(), str(torch.__version__),
-                           f"{rows} {weight.K} {weight.N} {weight.stride_k == 1} {threads}")
+    def _packer(self, weight: Weight, method: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda tensor: pack(self._library, weight, tensor, method)
+
+    def _method(self, product: Product, tensor: torch.Tensor | None, threads: int) -> int:
+        rows, K, N = (TYPICAL if n is None else n for n in (product.rows, product.K, product.N))
+        if rows * K * N < _SMALL:
+            return FP32 if product.weight is not None else LIBRARY
+        allowed = [LIBRARY] + [FP32] * (product.weight is not None) + [SPLIT] * may_split(self._library)
+        if len(allowed) == 1:
+            return LIBRARY
+        key = cache.key_of("product, cold", SOURCE, *toolchain().identity(), processor(), str(torch.__version__),
+                           f"{rows} {K} {N} {product.a_rows} {product.b_rows} {product.weight is not None} {threads}")
         known = cache.get_json(key)
-        if not isinstance(known, dict):
-            own_s, library_s = measure(self._library, weight, tensor, rows, threads)
-            known = {"own_s": own_s, "library_s": library_s}
+        if not isinstance(known, dict) or not all(isinstance(known.get(_NAMES[m]), float) for m in allowed):
+            seconds = measure(self._library, product, tensor, (rows, K, N), threads, allowed)
+            known = {_NAMES[method]: s for method, s in seconds.items()}
             cache.put_json(key, known)
-        return bool(known["own_s"] <= known["library_s"])
+        return min(allowed, key=lambda method: float(known[_NAMES[method]]))
 
 
-def pack(library: ctypes.PyDLL, weight: PackedWeight, tensor: torch.Tensor) -> torch.Tensor:
-    """Columns of the matrix as panels, aligned for vector loads."""
-    floats = int(library.mw_packed_floats(weight.K, weight.N))
-    room = torch.empty(floats + _ALIGN, dtype=torch.float32)
-    skip = -room.data_ptr() % _ALIGN // 4
-    out = room[skip:skip + floats]
-    library.mw_pack_b(tensor.data_ptr() + 4 * weight.offset, weight.stride_k, weight.stride_n, weight.K, weight.N,
-                      out.data_ptr())
+def may_split(library: ctypes.PyDLL) -> bool:
+    """True where the machine has the instructions for split products and the user did not forbid them."""
+    return settings().split_products and bool(library.mw_split_ready())
+
+
+def pack(library: ctypes.PyDLL, weight: Weight, tensor: torch.Tensor, method: int) -> torch.Tensor:
+    """A packed copy of the matrix (bytes), aligned for vector loads."""
+    room = torch.empty(int(library.mw_packed_bytes(method, weight.K, weight.N)) + _ALIGN, dtype=torch.uint8)
+    out = room[-room.data_ptr() % _ALIGN:]
+    if not library.mw_pack_b(method, tensor.data_ptr() + 4 * weight.offset, weight.stride_k, weight.stride_n,
+                             weight.K, weight.N, out.data_ptr()):
+        raise AssertionError(f"method {method} was chosen for {weight}, which it can't pack")
     return out
 
 
-def measure(library: ctypes.PyDLL, weight: PackedWeight, tensor: torch.Tensor, rows: int,
-            threads: int) -> tuple[float, float]:
-    """Seconds of the packed and of the library's product at `rows` rows: the fastest of interleaved runs."""
-    a, out = torch.ones(rows, weight.K), torch.empty(rows, weight.N)
-    copy = pack(library, weight, tensor)
-    b = tensor.data_ptr() + 4 * weight.offset
-    M, N, K = rows, weight.N, weight.K
-    runs: list[Callable[[], Any]] = [
-        lambda: library.mw_gemm_packed(threads, M, N, K, a.data_ptr(), K, 1, copy.data_ptr(), None, 0,
-                                       out.data_ptr(), N),
-        lambda: library.mw_gemm(threads, 1, M, N, K, a.data_ptr(), 0, K, 1, b, 0, weight.stride_k, weight.stride_n,
-                                None, 0, 0, out.data_ptr(), 0, N),
-    ]
+def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None, sizes: tuple[int, int, int],
+            threads: int, methods: Sequence[int]) -> dict[int, float]:
+    """Seconds of one product [M, K] @ [K, N] by each method: the fastest of interleaved runs. `sizes`: M, K, N."""
+    M, K, N = sizes
+    weight = product.weight
+    a, b, out = torch.ones(M, K), torch.ones(K, N), torch.empty(M, N)
+    strides_a = (K, 1) if product.a_rows else (1, M)
+    if weight is not None and tensor is not None:
+        address, strides_b = tensor.data_ptr() + 4 * weight.offset, (weight.stride_k, weight.stride_n)
+        copies = {m: pack(library, weight, tensor, m) for m in methods if m != LIBRARY}
+        how = {m: copies[m].data_ptr() if m in copies else None for m in methods}
+    else:
+        address, strides_b = b.data_ptr(), (N, 1) if product.b_rows else (1, K)
+        how = {m: SPLIT_NOW if m == SPLIT else None for m in methods}
     # In a model, a weight comes from beyond the second-level cache each time; so it must here.
     cold = torch.empty(_COLD_FLOATS)
-    best = [float("inf"), float("inf")]
+    best = dict.fromkeys(methods, float("inf"))
     for turn in range(6):
-        for k, run in enumerate(runs):
+        for method in methods:
             cold.zero_()
             start = time.perf_counter()
-            run()
-            best[k] = min(best[k], time.perf_counter() - start)
-        if turn and max(best) > _LONG_S:
+            library.mw_gemm(threads, 1, M, N, K, a.data_ptr(), 0, *strides_a, address, 0, *strides_b, None, 0, 0,
+                            out.data_ptr(), 0, N, how[method])
+            best[method] = min(best[method], time.perf_counter() - start)
+        if turn and max(best.values()) > _LONG_S:
             break
-    return best[0], best[1]
+    return best
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from typing import Any, Union
 import torch
 
 from ..runtime import torch_compat
+from ..runtime.errors import IndexOutOfRangeError
 from ..runtime.packing import PackedWeights
 from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared
@@ -20,10 +21,10 @@ from .program_conv import fuse_convolutions
 from .program_cpp import Printer, entry_name
 from .program_cpp_attention import AttentionChoices, MeasuredAttention
 from .program_cpp_conv import PackedConv, can_convolve, packing_of
-from .program_cpp_gemm import PackedWeight
-from .program_cpp_packing import GemmWeights
+from .program_cpp_gemm import Product
+from .program_cpp_packing import ProductMethods
 from .program_cpp_python import PythonOperators
-from .program_gemm import lower_products
+from .program_gemm import lower_products, share_inputs
 from .templates import host_runtime
 
 Value = Union[torch.Tensor, int, None]
@@ -41,16 +42,13 @@ def host_library() -> ctypes.PyDLL:
     library.mw_call.restype = ctypes.py_object
     library.mw_call.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
                                 ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    library.mw_packed_floats.restype = ctypes.c_int64
-    library.mw_packed_floats.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    library.mw_pack_b.restype = None
-    library.mw_pack_b.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p]
-    floats, size = ctypes.c_void_p, ctypes.c_int64
-    library.mw_gemm_packed.restype = library.mw_gemm.restype = None
-    library.mw_gemm_packed.argtypes = [ctypes.c_int, size, size, size, floats, size, size, floats, floats, size, floats,
-                                       size]
-    library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, floats, *[size] * 3, floats, *[size] * 3, floats, size, size,
-                                floats, size, size]
+    address, size, method = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+    library.mw_packed_bytes.restype = ctypes.c_int64
+    library.mw_packed_bytes.argtypes = [method, size, size]
+    library.mw_pack_b.argtypes = [method, address, *[size] * 4, address]
+    library.mw_gemm.restype = None
+    library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, address, *[size] * 3, address, *[size] * 3, address, size,
+                                size, address, size, size, address]
     library.mw_attention.restype = None
     library.mw_attention.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 8, ctypes.c_double, ctypes.c_int]
     library.mw_arena_release.restype = ctypes.c_int64
@@ -65,7 +63,7 @@ def release_arenas() -> int:
 class CompiledProgram:
     """A program as one C++ function: `p(inputs) -> outputs`, in the program's order. Threads may call it at once."""
 
-    def __init__(self, program: Program, source: str, packed: Sequence[PackedWeight], convs: Sequence[PackedConv],
+    def __init__(self, program: Program, source: str, products: Sequence[Product], convs: Sequence[PackedConv],
                  from_python: Sequence[Call], attentions: Sequence[MeasuredAttention], library: ctypes.CDLL) -> None:
         self.program = program
         self.source = source
@@ -73,7 +71,7 @@ class CompiledProgram:
         self._library = library
         self._call = host_library().mw_call
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
-        self._weights = GemmWeights(packed, host_library()) if packed else None
+        self._products = ProductMethods(products, host_library()) if products else None
         self._attentions = AttentionChoices(attentions, library, host_library()) if attentions else None
         self._wanted_convs = list(convs)
         self._convs: dict[int, PackedWeights] = {}  # by number of threads: oneDNN chooses its layout by it
@@ -83,17 +81,20 @@ class CompiledProgram:
         self._only_tensors = self._n_tensors == len(self._outputs)
 
     def __call__(self, inputs: Sequence[Value]) -> list[Value]:
-        """Raises `RuntimeError` with the operator's own message when a step fails."""
+        """Raises `IndexOutOfRangeError` when a gather met an index outside of its dimension, `RuntimeError` with the
+        operator's own message when a step fails."""
         tensors, integers = self._split(inputs)
         numbers = (ctypes.c_int64 * max(1, len(self._outputs)))()
         threads = torch.get_num_threads()
         if self._attentions is not None:
             self._attentions.settle(threads)
-        packed = self._weights.addresses(tensors, threads) if self._weights is not None else None
+        methods = self._products.addresses(tensors, threads) if self._products is not None else None
         handles = torch_compat.handles_of([*tensors, *self._packed_convs(tensors, threads)])
         try:
-            found = self._call(handles, self._entry, integers, numbers, packed,
+            found = self._call(handles, self._entry, integers, numbers, methods,
                                self._python.entry, self._n_tensors, threads)
+        except IndexError:
+            raise IndexOutOfRangeError(f"the graph {self.program.name!r}") from None
         except RuntimeError as error:
             raise self._python.error() or error from None
         results = torch_compat.tensors_of(found)
@@ -125,14 +126,15 @@ class CompiledProgram:
 
 def compile_program(program: Program) -> CompiledProgram:
     """Print, compile, load. Raises `Unsupported` (run it in Python), `ToolchainError`, `CompileFailure`."""
-    lowered = lower_attention(lower_products(fuse_convolutions(program) if can_convolve() else program))
+    lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
+    lowered = lower_attention(share_inputs(lowered))
     printer = Printer(lowered)
     source = printer.text()
     with _compile_guard:
         host_library()
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
     library = ctypes.CDLL(str(path))
-    return CompiledProgram(lowered, source, printer.packed, printer.packed_convs, printer.from_python,
+    return CompiledProgram(lowered, source, printer.products, printer.packed_convs, printer.from_python,
                            printer.attentions, library)
 
 

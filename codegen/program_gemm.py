@@ -1,16 +1,18 @@
-"""A rewrite of programs: fp32 matrix products become `Gemm` steps on memory of the arena.
+"""Rewrites of programs: fp32 matrix products become `Gemm` steps on memory of the arena, neighbours become `Gemms`.
 
 mm, bmm, addmm and baddbmm with unit factors, on CPU, in float32. Legal because a `Gemm` computes the same sums (in
-another order, as every BLAS does); everything else stays an operator call.
+another order, as every BLAS does); everything else stays an operator call. Products of one tensor with several weights
+(query, key and value; gate and up) are done in one step: the left side is prepared once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ..runtime.program import Alloc, Call, Gemm, Program, Step, TensorSpec, View
-from .program_memory import size_expr
-from .schema import bind
+from ..runtime.program import Alloc, Call, Gemm, Gemms, Program, Step, TensorSpec, View, defines, reads
+from .program_memory import size_expr, writes
+from .schema import bind, operator_of
 
 _PRODUCTS = {  # operator -> whether it adds a bias
     "aten.mm.default": False, "aten.bmm.default": False, "aten.addmm.default": True, "aten.baddbmm.default": True,
@@ -59,3 +61,73 @@ def _bias_fits(bias: TensorSpec | None, out: TensorSpec) -> bool:
     if bias is None or not bias.shape or len(bias.shape) > len(out.shape):
         return False
     return size_expr(bias.strides[-1]) == 1 and size_expr(bias.shape[-1]) == size_expr(out.shape[-1])
+
+
+def share_inputs(program: Program) -> Program:
+    """`program` with products of the same left side as `Gemms`, at the place of the first.
+
+    A later product may move there when its other operands are views of the program's inputs and nothing in between
+    writes into any of them.
+    """
+    inputs = {i.name for i in program.inputs if isinstance(i, TensorSpec)}
+    views = {s.spec.name: s for s in program.steps if isinstance(s, View)}
+    groups: dict[str, list[int]] = {}  # left side -> the steps that multiply it
+    for i, step in enumerate(program.steps):
+        if isinstance(step, Gemm) and all(_root(n, views) in inputs for n in reads(step)[1:]):
+            groups.setdefault(step.a, []).append(i)
+    taken: dict[int, int] = {}  # a product's step -> the step of its group's first
+    for found in groups.values():
+        kept = [i for i in found if not _written(program.steps[found[0]:i], program.steps[i], views)]
+        taken.update((i, found[0]) for i in kept if len(kept) > 1)
+    return replace(program, steps=tuple(_regrouped(program.steps, taken, views))) if taken else program
+
+
+def _root(name: str, views: dict[str, View]) -> str:
+    while name in views:
+        name = views[name].base
+    return name
+
+
+def _written(between: Sequence[Step], product: Step, views: dict[str, View]) -> bool:
+    """Whether a step in between may write into what the product reads."""
+    read = {_root(n, views) for n in reads(product)}
+    for step in between:
+        touched = reads(step) if isinstance(step, Call) and _mutates(step) else writes(step)
+        if any(_root(n, views) in read for n in touched):
+            return True
+    return False
+
+
+def _mutates(call: Call) -> bool:
+    return bool(operator_of(call.op)._schema.is_mutable)
+
+
+def _regrouped(steps: Sequence[Step], taken: dict[int, int], views: dict[str, View]) -> list[Step]:
+    members: dict[int, list[int]] = {}
+    for i, first in taken.items():
+        members.setdefault(first, []).append(i)
+    home = {name: i for i, s in enumerate(steps) if isinstance(s, (Alloc, View)) for name in defines(s)}
+    out: list[Step] = []
+    moved: set[int] = set()
+    for i, step in enumerate(steps):
+        if i in members:
+            for name in dict.fromkeys(n for k in sorted(members[i]) for n in _needs(steps[k], views)):
+                if home[name] > i and home[name] not in moved:
+                    moved.add(home[name])
+                    out.append(steps[home[name]])
+            out.append(Gemms(tuple(g for k in sorted(members[i]) if isinstance(g := steps[k], Gemm))))
+        elif i not in taken and i not in moved:
+            out.append(step)
+    return out
+
+
+def _needs(step: Step, views: dict[str, View]) -> list[str]:
+    """The views and the allocation that a product stands on, bases first."""
+    found: list[str] = []
+    for name in reads(step)[1:]:
+        chain = []
+        while name in views:
+            chain.append(name)
+            name = views[name].base
+        found += reversed(chain)
+    return [*found, *writes(step)]

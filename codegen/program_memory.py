@@ -16,6 +16,7 @@ from ..runtime.program import (
     Attention,
     Call,
     Gemm,
+    Gemms,
     Launch,
     Program,
     Step,
@@ -84,6 +85,8 @@ def writes(step: Step) -> tuple[str, ...]:
         return step.outputs
     if isinstance(step, Attention):
         return (step.out,) if step.logsumexp is None else (step.out, step.logsumexp)
+    if isinstance(step, Gemms):
+        return tuple(p.out for p in step.products)
     return (step.out,) if isinstance(step, Gemm) else ()
 
 

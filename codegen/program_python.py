@@ -24,7 +24,21 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..runtime.errors import ArtifactError
-from ..runtime.program import Alloc, Attention, Call, Gemm, Json, Launch, Program, Release, Size, Step, TensorSpec, View
+from ..runtime.program import (
+    Alloc,
+    Attention,
+    Call,
+    Gemm,
+    Gemms,
+    Json,
+    Launch,
+    Program,
+    Release,
+    Size,
+    Step,
+    TensorSpec,
+    View,
+)
 from .expr import Expr, const, parse_expr, split_atom
 from .ir_text import parse_kernel
 from .program_attention import FLASH
@@ -121,6 +135,9 @@ class _ProgramPrinter:
                 self.line(f"launch.{_word(kernel)}([{buffers}], [{', '.join(_size(s) for s in sizes)}])")
             case Gemm():
                 self._gemm(step)
+            case Gemms(products=products):
+                for product in products:
+                    self._gemm(product)
             case Attention():
                 self._attention(step)
             case Call():

@@ -118,6 +118,14 @@ class Gemm:
 
 
 @dataclass(frozen=True)
+class Gemms:
+    """Products with the same left side `a` (query, key and value; gate and up), done in one pass over it."""
+
+    products: tuple[Gemm, ...]
+    kind: Literal["gemms"] = "gemms"
+
+
+@dataclass(frozen=True)
 class Conv:
     """`spec = relu(scale * convolution(x, weight, bias) + shift + other)`, channels last, weights packed at call time.
 
@@ -165,7 +173,7 @@ class Release:
     kind: Literal["release"] = "release"
 
 
-Step = Union[Alloc, View, Launch, Call, Gemm, Conv, Attention, Release]
+Step = Union[Alloc, View, Launch, Call, Gemm, Gemms, Conv, Attention, Release]
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,8 @@ def reads(step: Step) -> Sequence[str]:
             return (base,)
         case Gemm(a=a, b=b, bias=bias):
             return (a, b) if bias is None else (a, b, bias)
+        case Gemms(products=products):
+            return tuple(dict.fromkeys(name for product in products for name in reads(product)))
         case Attention(q=q, k=k, v=v, mask=mask):
             return (q, k, v) if mask is None else (q, k, v, mask)
         case Conv(x=x, other=other):  # weights and sources are static inputs: packed outside of the steps

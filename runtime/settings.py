@@ -29,6 +29,7 @@ class Settings:
     cxx: str | None = None
     disable: frozenset[str] = frozenset()
     isa: str = "native"
+    split_products: bool = True
     compile_jobs: int | None = None
     triton_interpret: bool = False
 
@@ -102,6 +103,9 @@ VARIABLES: tuple[Variable, ...] = (
              "comma-separated names of passes that are switched off"),
     Variable(("MESHWRIGHT_ISA",), "isa", _isa,
              "instruction set of CPU kernels: `native` (default), `avx512`, `avx2`, `neon` or `scalar`"),
+    Variable(("MESHWRIGHT_SPLIT_PRODUCTS",), "split_products", _flag,
+             "`0`: no fp32 product through AMX tiles; by default they are used where they measure faster, and are as "
+             "accurate as the library"),
     Variable(("MESHWRIGHT_COMPILE_JOBS",), "compile_jobs", _count,
              "how many compilers run at once; default: the number of CPUs this process may use"),
     Variable(("TRITON_INTERPRET",), "triton_interpret", _flag,

@@ -4,10 +4,13 @@
 padded), A into tiles of `MR` rows, so that the inner kernel reads two streams and keeps MR x NR sums in registers:
 6 x 64 with AVX-512, 6 x 16 with AVX2, 6 x 8 otherwise. A weight that does not change is packed once (`mw_pack_b`);
 otherwise panels are packed during the product. Measured on an AVX-512 machine, one thread, [128, 768..3072]: 1.3 times
-the library's own GEMM with a packed weight; about equal at 1024 rows.
+the library's own GEMM with a packed weight; about equal at 1024 rows. Where the machine has AMX, cpu_split_gemm.py adds
+a second method.
 """
 
-SOURCE = r"""
+from . import cpu_split_gemm
+
+_FP32 = r"""
 #if defined(__AVX512F__)
 constexpr int VW = 16, NV = 4;
 #elif defined(__AVX2__)
@@ -165,47 +168,37 @@ static void gemm_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t N
   }
 }
 
-template <class B>
-static void gemm_threads(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm, int64_t sk,
-                         const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc) {
-  int64_t panels = (N + NR - 1) / NR;
-  if (K == 0) {
-    for (int64_t m = 0; m < M; m++)
-      for (int64_t n = 0; n < N; n++) c[m * ldc + n] = bias ? bias[m * bias_m + n] : 0.0f;
-    return;
-  }
-  if (threads <= 1 || M * N * K < 64 * 1024) {
-    gemm_block(0, M, 0, panels, N, K, a, sm, sk, b, bias, bias_m, c, ldc);
-    return;
-  }
-  // A grid of row blocks x panel blocks: rows are split when there are enough of them (A is then packed once).
+// `run(m0, m1, p0, p1)` on a grid of row blocks (whole tiles of `height` rows) and panel blocks, one per thread.
+// Rows are split when there are enough of them: A is then packed once.
+template <class F>
+static void over_grid(int threads, int64_t M, int64_t panels, int64_t work, int64_t height, F run) {
+  if (threads <= 1 || work < 64 * 1024) return run(0, M, 0, panels);
   int row_parts = 1;
   while (row_parts * 2 <= threads && threads % (row_parts * 2) == 0 && M / (row_parts * 2) >= 192) row_parts *= 2;
   int panel_parts = threads / row_parts;
 #pragma omp parallel num_threads(threads)
   {
-    int64_t tiles = (M + MR - 1) / MR;
+    int64_t tiles = (M + height - 1) / height;
     for (int part = omp_get_thread_num(); part < row_parts * panel_parts; part += omp_get_num_threads()) {
       int64_t i = part / panel_parts, j = part % panel_parts;
-      int64_t m0 = std::min(M, tiles * i / row_parts * MR), m1 = std::min(M, tiles * (i + 1) / row_parts * MR);
+      int64_t m0 = std::min(M, tiles * i / row_parts * height), m1 = std::min(M, tiles * (i + 1) / row_parts * height);
       int64_t p0 = panels * j / panel_parts, p1 = panels * (j + 1) / panel_parts;
-      if (m0 < m1 && p0 < p1) gemm_block(m0, m1, p0, p1, N, K, a, sm, sk, b, bias, bias_m, c, ldc);
+      if (m0 < m1 && p0 < p1) run(m0, m1, p0, p1);
     }
   }
 }
 
-extern "C" MW_EXPORT int64_t mw_packed_floats(int64_t K, int64_t N) { return (N + NR - 1) / NR * NR * K; }
-
-// Columns of B (K x N, element strides) as panels; `to` is aligned to 64 bytes.
-extern "C" MW_EXPORT void mw_pack_b(const float* b, int64_t sk, int64_t sn, int64_t K, int64_t N, float* to) {
-  for (int64_t p = 0; p * NR < N; p++)
-    pack_panel(b + p * NR * sn, sk, sn, K, std::min<int64_t>(NR, N - p * NR), to + p * NR * K);
-}
-
-extern "C" MW_EXPORT void mw_gemm_packed(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm,
-                                         int64_t sk, const float* packed, const float* bias, int64_t bias_m, float* c,
-                                         int64_t ldc) {
-  gemm_threads(threads, M, N, K, a, sm, sk, PackedB{packed, K}, bias, bias_m, c, ldc);
+template <class B>
+static void gemm_threads(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm, int64_t sk,
+                         const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc) {
+  if (K == 0) {
+    for (int64_t m = 0; m < M; m++)
+      for (int64_t n = 0; n < N; n++) c[m * ldc + n] = bias ? bias[m * bias_m + n] : 0.0f;
+    return;
+  }
+  over_grid(threads, M, (N + NR - 1) / NR, M * N * K, MR, [&](int64_t m0, int64_t m1, int64_t p0, int64_t p1) {
+    gemm_block(m0, m1, p0, p1, N, K, a, sm, sk, b, bias, bias_m, c, ldc);
+  });
 }
 
 typedef void (*Sgemm)(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
@@ -234,15 +227,123 @@ static void gemm_one(int threads, int64_t M, int64_t N, int64_t K, const float* 
   int m = (int)N, n = (int)M, k = (int)K, la = (int)ldb, lb = (int)lda, lc = (int)ldc;
   sgemm(sbn == 1 ? "N" : "T", sk == 1 ? "N" : "T", &m, &n, &k, &one, b, &la, a, &lb, &beta, c, &lc);
 }
+"""
 
+# How a product is done: by the library (a null `how`), with a packed copy of B (its address; `method` says of which
+# kind), or split on the way (kSplitNow, for a B that is no weight).
+LIBRARY, FP32, SPLIT = 0, 1, 2
+SPLIT_NOW = 1  # an address that is no memory
+_ENTRY = r"""
+struct PackedHeader {  // 64 bytes before the packed values
+  int64_t method;
+  uint32_t largest, smallest;
+};
+constexpr int64_t kHeader = 64;
+constexpr int64_t kFp32 = 1, kSplit = 2;
+static const void* const kSplitNow = (const void*)1;
+
+// Bytes of a packed copy of B (K x N).
+extern "C" MW_EXPORT int64_t mw_packed_bytes(int64_t method, int64_t K, int64_t N) {
+  if (method == kSplit) return kHeader + (N + 31) / 32 * ((K + 31) / 32) * 32 * 32 * 6;
+  return kHeader + (N + NR - 1) / NR * NR * K * 4;
+}
+
+// Columns of B (K x N, element strides) as panels; `to` is aligned to 64 bytes. 0: `method` is not for such strides.
+extern "C" MW_EXPORT int mw_pack_b(int64_t method, const float* b, int64_t sk, int64_t sn, int64_t K, int64_t N,
+                                   char* to) {
+  PackedHeader header{method, 0, 0};
+  if (method == kSplit) {
+#if defined(MW_SPLIT)
+    if (!mw_split_ready() || !split_strides(1, 1, sk, sn)) return 0;
+    Range range;
+    for (int64_t p = 0; p * SC < N; p++)
+      pack_split_panel(b + p * SC * sn, sk, sn, K, std::min<int64_t>(SC, N - p * SC),
+                       (bf16*)(to + kHeader) + p * ((K + SK - 1) / SK) * B_STEP, range);
+    header.largest = range.largest, header.smallest = range.smallest;
+#else
+    return 0;
+#endif
+  } else {
+    for (int64_t p = 0; p * NR < N; p++)
+      pack_panel(b + p * NR * sn, sk, sn, K, std::min<int64_t>(NR, N - p * NR), (float*)(to + kHeader) + p * NR * K);
+  }
+  std::memcpy(to, &header, sizeof header);
+  return 1;
+}
+
+// One of several products with the same left side (see mw_gemms).
+struct Product {
+  int64_t N;
+  const float* b;
+  int64_t sbk, sbn;
+  const float* bias;
+  int64_t bias_m;
+  float* c;
+  int64_t ldc;
+  const void* how;
+};
+static int64_t method_of(const void* how) {
+  if (how == kSplitNow || !how) return 0;
+  PackedHeader header;
+  std::memcpy(&header, how, sizeof header);
+  return header.method;
+}
+// True when the products were done: all of them have split copies (or the one there is is to be split now).
+static bool split_as_asked(int threads, int64_t M, int64_t K, const float* a, int64_t sm, int64_t sk,
+                           const Product* products, int n) {
+#if defined(MW_SPLIT)
+  if (M <= 0 || K <= 0 || !(sm == 1 || sk == 1) || !mw_split_ready()) return false;
+  if (n == 1 && products->how == kSplitNow) {
+    const Product& p = *products;
+    if (p.N <= 0 || !split_strides(sm, sk, p.sbk, p.sbn)) return false;
+    return split_products<UnsplitB>(threads, M, K, a, sm, sk,
+                                    {{{p.b, p.sbk, p.sbn, p.N}, p.N, 0, p.bias, p.bias_m, p.c, p.ldc}});
+  }
+  std::vector<Side<SplitB>> sides;
+  int64_t panels = 0;
+  for (int i = 0; i < n; i++) {
+    const Product& p = products[i];
+    if (p.N <= 0 || method_of(p.how) != kSplit) return false;
+    PackedHeader header;
+    std::memcpy(&header, p.how, sizeof header);
+    const bf16* values = (const bf16*)((const char*)p.how + kHeader);
+    sides.push_back({{values, K, {header.largest, header.smallest}}, p.N, panels, p.bias, p.bias_m, p.c, p.ldc});
+    panels += (p.N + SC - 1) / SC;
+  }
+  return split_products(threads, M, K, a, sm, sk, sides);
+#else
+  return false;
+#endif
+}
+
+// out[batch, M, N] = a[batch, M, K] @ b[batch, K, N] (+ bias), element strides. `how` only with a batch of 1.
 extern "C" MW_EXPORT void mw_gemm(int threads, int64_t batch, int64_t M, int64_t N, int64_t K, const float* a,
                                   int64_t sab, int64_t sm, int64_t sk, const float* b, int64_t sbb, int64_t sbk,
                                   int64_t sbn, const float* bias, int64_t bias_b, int64_t bias_m, float* c,
-                                  int64_t scb, int64_t ldc) {
-  if (batch == 1) return gemm_one(threads, M, N, K, a, sm, sk, b, sbk, sbn, bias, bias_m, c, ldc);
+                                  int64_t scb, int64_t ldc, const void* how) {
+  if (batch == 1) {
+    const Product product{N, b, sbk, sbn, bias, bias_m, c, ldc, how};
+    if (how && split_as_asked(threads, M, K, a, sm, sk, &product, 1)) return;
+    if (method_of(how) == kFp32) {
+      const PackedB packed{(const float*)((const char*)how + kHeader), K};
+      return gemm_threads(threads, M, N, K, a, sm, sk, packed, bias, bias_m, c, ldc);
+    }
+    return gemm_one(threads, M, N, K, a, sm, sk, b, sbk, sbn, bias, bias_m, c, ldc);
+  }
 #pragma omp parallel for num_threads(threads) if (threads > 1 && batch * M * N * K > 64 * 1024)
   for (int64_t i = 0; i < batch; i++)
     gemm_one(1, M, N, K, a + i * sab, sm, sk, b + i * sbb, sbk, sbn, bias ? bias + i * bias_b : nullptr, bias_m,
              c + i * scb, ldc);
 }
+
+// Several products with the same a [M, K]: where all are split, a is split once for all of them.
+extern "C" MW_EXPORT void mw_gemms(int threads, int64_t M, int64_t K, const float* a, int64_t sm, int64_t sk,
+                                   const Product* products, int n) {
+  if (split_as_asked(threads, M, K, a, sm, sk, products, n)) return;
+  for (const Product* p = products; p < products + n; p++)
+    mw_gemm(threads, 1, M, p->N, K, a, 0, sm, sk, p->b, 0, p->sbk, p->sbn, p->bias, 0, p->bias_m, p->c, 0, p->ldc,
+            p->how);
+}
 """
+
+SOURCE = _FP32 + cpu_split_gemm.SOURCE + _ENTRY

@@ -10,6 +10,7 @@ from . import cpu_attention, cpu_gemm
 
 _HEAD = r"""
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -122,7 +123,7 @@ PyObject* PyLong_FromLongLong(long long);
 void PyErr_SetString(PyObject*, const char*);
 void* PyEval_SaveThread();
 void PyEval_RestoreThread(void*);
-extern PyObject* PyExc_RuntimeError;
+extern PyObject *PyExc_RuntimeError, *PyExc_IndexError;
 int aoti_torch_delete_tensor_object(void*);
 }
 struct Frame {
@@ -130,7 +131,7 @@ struct Frame {
   const int64_t* integers;
   void** outputs;
   int64_t* output_integers;
-  const float* const* packed;
+  const void* const* products;
   int threads;
   int (*python)(int, void**, const int64_t*, void**);  // runs an operator that has no C form
   char error[2048];
@@ -140,12 +141,12 @@ typedef int (*Entry)(Frame*);
 // Runs `entry`; gives [capsules of the output tensors], output integers through `out_integers`. The input handles
 // behind `capsules` are consumed. An error is raised.
 extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const int64_t* integers, int64_t* out_integers,
-                                       const float* const* packed, int (*python)(int, void**, const int64_t*, void**),
+                                       const void* const* products, int (*python)(int, void**, const int64_t*, void**),
                                        int n_outputs, int threads) {
   long n = PyList_Size(capsules);
   std::vector<void*> in(n + 1), out(n_outputs + 1, nullptr);
   for (long i = 0; i < n; i++) in[i] = PyCapsule_GetPointer(PyList_GetItem(capsules, i), nullptr);
-  Frame frame{in.data(), integers, out.data(), out_integers, packed, threads, python, {0}};
+  Frame frame{in.data(), integers, out.data(), out_integers, products, threads, python, {0}};
   void* state = PyEval_SaveThread();
   int status = entry(&frame);
   for (long i = 0; i < n; i++) aoti_torch_delete_tensor_object(in[i]);
@@ -154,7 +155,7 @@ extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const in
       if (handle) aoti_torch_delete_tensor_object(handle);
   PyEval_RestoreThread(state);
   if (status) {
-    PyErr_SetString(PyExc_RuntimeError, frame.error);
+    PyErr_SetString(status == 2 ? PyExc_IndexError : PyExc_RuntimeError, frame.error);
     return nullptr;
   }
   PyObject* result = PyList_New(n_outputs);
@@ -213,12 +214,21 @@ __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 void* mw_arena_take(int64_t, int64_t*);
 void mw_arena_give(void*, int64_t);
-void mw_gemm_packed(int, int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*, const float*, int64_t,
-                    float*, int64_t);
 void mw_gemm(int, int64_t, int64_t, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, const float*, int64_t,
-             int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t, int64_t);
+             int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t, int64_t, const void*);
 void mw_attention(int, const int64_t*, const int64_t*, const float*, const float*, const float*, const float*, float*,
                   float*, double, int);
+struct Product {  // one of several products with the same left side
+  int64_t N;
+  const float* b;
+  int64_t sbk, sbn;
+  const float* bias;
+  int64_t bias_m;
+  float* c;
+  int64_t ldc;
+  const void* how;
+};
+void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
 void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, int64_t, int64_t, void* const*,
                const int64_t*);
 }
@@ -237,7 +247,7 @@ struct Frame {
   const int64_t* integers;
   void** outputs;
   int64_t* output_integers;
-  const float* const* packed;
+  const void* const* products;
   int threads;
   int (*python)(int, void**, const int64_t*, void**);
   char error[2048];
