@@ -7,7 +7,7 @@ travels through memory is a gain, recomputation of a broadcast operand is a loss
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -126,8 +126,9 @@ def _bits(mask: int) -> Iterable[int]:
 
 
 class _Grouper:
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, left_out: Collection[fx.Node] = ()) -> None:
         self.g = _Graph(graph)
+        self.left_out = left_out
         self.reach = _Reach(self.g)
         self.members: dict[int, list[fx.Node]] = {}  # leader position -> nodes
         self.leader: dict[fx.Node, int] = {}
@@ -142,15 +143,21 @@ class _Grouper:
         for node in self.g.order:
             if not node.users or not self._wants_kernel(node):
                 continue
+            if node in self.left_out:
+                self._reject(node, "disabled for this module")
+                continue
             i = self.g.position[node]
             try:
                 self.built[i] = self._structures.build([node], [node])
             except CannotLower as why:
-                self.rejected.append(Rejected(node, str(why)))
-                self.g.kind[node] = "outside"
+                self._reject(node, str(why))
                 continue
             self.members[i] = [node]
             self.leader[node] = i
+
+    def _reject(self, node: fx.Node, reason: str) -> None:
+        self.rejected.append(Rejected(node, reason))
+        self.g.kind[node] = "outside"
 
     def _wants_kernel(self, node: fx.Node) -> bool:
         """Compute nodes, and generators that something outside reads (kernels recompute them instead)."""
@@ -270,9 +277,10 @@ def _same_space(a: BuiltKernel, b: BuiltKernel) -> bool:
     return space(a) == space(b)
 
 
-def group(graph: fx.Graph) -> tuple[list[Group], list[Rejected]]:
-    """Partition the claimed nodes of an ATen graph into kernels; the second list names what was refused."""
-    grouper = _Grouper(graph)
+def group(graph: fx.Graph, left_out: Collection[fx.Node] = ()) -> tuple[list[Group], list[Rejected]]:
+    """Partition the claimed nodes of an ATen graph into kernels; the second list names what was refused. Nodes that are
+    `left_out` go into none."""
+    grouper = _Grouper(graph, left_out)
     grouper.seed()
     grouper.vertical()
     grouper.horizontal()

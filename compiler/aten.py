@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -31,13 +31,16 @@ from ..passes.fuse import Fuse, FusedRegion
 from ..runtime import cache, torch_compat
 from ..runtime.program import Program
 from .acceptance import Acceptance, KernelFunction, Verdict, kernel_names
+from .dump import dump_graph, dump_text
 from .graph_bytes import count_bytes
 from .graph_cleanup import clean_up
 from .program_builder import NotAProgram, ProgramBuilder
 from .records import group_records, kernel_record
+from .regions import module_path
 from .report import CandidateRow, GraphKind, GraphReport, KernelReport, Report
 from .settings import CompileSettings
 from .splice import splice
+from .watch import deadline
 
 log = logging.getLogger(__name__)
 _pool: ThreadPoolExecutor
@@ -71,6 +74,7 @@ class CompiledGraph:
         self.entry: GraphReport = report.add_graph(f"{kind} {len(report.graphs)}", kind, len(gm.graph.nodes))
         self.static = {name: name for name in torch_compat.static_inputs(gm)}
         self.device = settings.target or graph_device(gm)
+        self.deadline = deadline(settings, report)
         self.groups = self._find()
         self.names = kernel_names(self.groups)
         self.constants = [getattr(gm, str(n.target)) for n in gm.graph.nodes if n.op == "get_attr"]
@@ -84,14 +88,18 @@ class CompiledGraph:
         if not self.settings.wants("fuse"):
             return []
         start = time.perf_counter()
-        context = PassContext(self.device, self.kind != "inference")
+        dump_graph(self.settings, self.report, f"{self.entry.name}-aten", self.gm)
+        left_out = frozenset(n for n in self.gm.graph.nodes if self.settings.disables("fuse", module_path(n)))
+        context = PassContext(self.device, self.kind != "inference", left_out=left_out)
         groups = []
         for finding in Fuse().find(self.gm, context):
             if isinstance(finding, Refused):
                 self.report.refused("fuse", finding.reason, finding.node)
             elif isinstance(finding, Candidate) and isinstance(finding.replacement, FusedRegion):
                 groups.append(finding.replacement.group)
-        self.report.add_seconds("lowering", time.perf_counter() - start)
+        self.report.add_seconds("lowering", time.perf_counter() - start, of="fuse")
+        kernels = {g.built.key: str(g.built.kernel) for g in groups}
+        dump_text(self.settings, self.report, f"{self.entry.name}-kernels", "\n\n".join(kernels.values()))
         return groups
 
     def _compile_kernels(self, groups: Sequence[Group]) -> dict[str, KernelFunction]:
@@ -117,7 +125,9 @@ class CompiledGraph:
             self.report.note(f"{self.entry.name} runs node by node: {why}")
             return splice(self.gm, groups, self.names, kernels.result())
         self.entry.program = program
-        return self._runner_of(program, kernels)
+        runner = self._runner_of(program, kernels)
+        dump_text(self.settings, self.report, f"{self.entry.name}-program-of-{len(groups)}-regions", self.entry.source)
+        return runner
 
     def _runner_of(self, program: Program, kernels: Future[dict[str, KernelFunction]]) -> Runner:
         from ..codegen.program_python import load_program_python, print_program_python
@@ -152,14 +162,18 @@ class CompiledGraph:
         return run(inputs)
 
     def _first_call(self, args: list[Any]) -> list[Any]:
-        kernels = self._kernels.result()
         inputs = list(args)
+        if not self._in_time(self._kernels):
+            self.report.note(f"{self.entry.name} runs eagerly until its kernels are compiled: time limit reached")
+            args.clear()
+            return list(self.gm.forward(*inputs))
+        kernels = self._kernels.result()
         symbols = symbol_values(self.gm, inputs)
         judge = Acceptance(kernels, self.names, symbols, check=self.settings.check, measure=self.settings.measure,
-                           deadline=self.settings.deadline())
+                           deadline=self.deadline)
         outputs = RecordedRun(self.gm, self.groups, judge, symbols).run(*inputs)
-        self.report.add_seconds("check", judge.check_s)
-        self.report.add_seconds("measure", judge.measure_s)
+        self.report.add_seconds("check", judge.check_s, of="fuse")
+        self.report.add_seconds("measure", judge.measure_s, of="fuse")
         kept = [g for g in self.groups if judge.verdicts[g.built.key].ok]
         self._record(judge.verdicts, kept, symbols)
         program = self._program
@@ -169,6 +183,11 @@ class CompiledGraph:
         self.entry.state = "ready"
         args.clear()
         return outputs
+
+    def _in_time(self, future: Future[Any]) -> bool:
+        """Wait for `future`, at most until the time limit ends; True when it is done."""
+        timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        return bool(wait([future], timeout).done)
 
     # -- report -------------------------------------------------------------------------------
     def _record(self, verdicts: Mapping[str, Verdict], kept: Sequence[Group], symbols: Mapping[str, int]) -> None:

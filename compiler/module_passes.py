@@ -127,7 +127,7 @@ def _verdict(each: Pass, work: nn.Module, candidate: Candidate, calls: dict[str,
     subject = Subject(of(original), of(replacement), of(exact) if exact is not None else None, *shared)
     try:
         with preserved(original), preserved(replacement):
-            return judge(subject, leaves, each.lossless, context, settings, report)
+            return judge(subject, leaves, each, context, settings, report)
     except Exception as error:
         return Verdict(f"raised {type(error).__name__}: {first_line(error)}")
 

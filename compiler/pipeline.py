@@ -115,7 +115,7 @@ class GraphPass:
         if not first:
             return {}
         try:
-            with self.report.phase("check"):
+            with self.report.phase("check", of=self.each.name):
                 wanted = [n for c in first.values() for n in c.inputs]
                 values = watched(lambda: regions.record(work, self.inputs, wanted), self.settings, self.report)
         except Exception as error:
@@ -130,8 +130,8 @@ class GraphPass:
         except regions.SpliceError as error:
             return Verdict(str(error))
         subject = Subject(region, _tupled(candidate.replacement), regions.in_float64(region))
-        return judge(subject, [values[n] for n in candidate.inputs], self.each.lossless, self.context, self.settings,
-                     self.report)
+        recorded = [values[n] for n in candidate.inputs]
+        return judge(subject, recorded, self.each, self.context, self.settings, self.report)
 
     def _apply(self, work: fx.GraphModule, candidate: Candidate, verdict: Verdict, name: str) -> int:
         if not verdict.reason:
@@ -169,7 +169,7 @@ def _copied(gm: fx.GraphModule) -> fx.Graph:
 def find(each: Pass, target: Any, context: PassContext, settings: CompileSettings, report: Report) -> list[Candidate]:
     """Candidates of a pass with a predicted gain; refusals, losses and failures go to the report."""
     try:
-        with report.phase("passes"):
+        with report.phase("passes", of=each.name):
             findings: Sequence[Finding] = watched(lambda: list(each.find(target, context)), settings, report)
     except Exception as error:
         report.dropped(each.name, f"find failed: {_error(error)}")
@@ -188,19 +188,19 @@ def find(each: Pass, target: Any, context: PassContext, settings: CompileSetting
     return kept
 
 
-def judge(subject: Subject, recorded: Sequence[Any], lossless: bool, context: PassContext, settings: CompileSettings,
+def judge(subject: Subject, recorded: Sequence[Any], each: Pass, context: PassContext, settings: CompileSettings,
           report: Report) -> Verdict:
-    """Check one replacement, then time it."""
+    """Check one replacement by the pass `each`, then time it."""
     try:
         if settings.check:
-            with report.phase("check"):
-                wrong = watched(lambda: check(subject, recorded, backward=context.training, lossless=lossless),
+            with report.phase("check", of=each.name):
+                wrong = watched(lambda: check(subject, recorded, backward=context.training, lossless=each.lossless),
                                 settings, report)
             if wrong:
                 return Verdict(f"wrong: {wrong}")
         if not settings.measure:
             return Verdict()
-        with report.phase("measure"), preserved():
+        with report.phase("measure", of=each.name), preserved():
             timing = watched(lambda: compare(*_timed(subject, recorded, context.training), device=context.device),
                              settings, report)
         return Verdict("" if timing.faster else "not faster", timing)

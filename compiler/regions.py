@@ -184,8 +184,8 @@ _INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "
 
 
 def module_path(node: fx.Node) -> str:
-    """Qualified name of the module whose forward made this node ("" for the root)."""
-    stack = node.meta.get("nn_module_stack") or {}
+    """Qualified name of the module whose forward, or the backward of it, made this node ("" for the root)."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     last = next(reversed(stack.values()), None) if stack else None
     path = str(last[0]) if last else ""
     for prefix in ("L['module']", "L['self']", "L['fn']"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from ..runtime.program import Program
 
-PHASES = ("dynamo", "aot", "passes", "lowering", "codegen", "compiler", "check", "measure", "inductor")
+PHASES = ("dynamo", "aot", "passes", "lowering", "compiler", "check", "measure", "inductor")
 GraphKind = Literal["graph", "forward", "backward", "inference"]
 
 
@@ -50,7 +50,8 @@ class CandidateRow:
 
 @dataclass
 class PassReport:
-    """One pass over all graphs. `seconds` is the pass's own time; the sums below run over kept candidates."""
+    """One pass over all graphs. `seconds` is what finding, checking and timing its candidates took; the sums below run
+    over kept candidates."""
 
     name: str
     matched: int = 0
@@ -171,17 +172,19 @@ class Report:
                 entry.dropped.append(Note(row.reason, row.region))
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds of the `with` body to a compile phase (one of `PHASES`)."""
+    def phase(self, name: str, of: str = "") -> Iterator[None]:
+        """Count the seconds of the `with` body to a compile phase (one of `PHASES`) and to the pass `of`, if any."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.add_seconds(name, time.perf_counter() - start)
+            self.add_seconds(name, time.perf_counter() - start, of)
 
-    def add_seconds(self, phase: str, seconds: float) -> None:
+    def add_seconds(self, phase: str, seconds: float, of: str = "") -> None:
         with self._lock:
             self.phases[phase] = self.phases.get(phase, 0.0) + seconds
+            if of:
+                self.pass_report(of).seconds += seconds
 
     def add_dynamo(self, started_ns: int | None) -> None:
         """Count the time since Dynamo's compilation began (`time.time_ns()`), less what other phases took in it."""

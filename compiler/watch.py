@@ -7,6 +7,7 @@ it ever come, is thrown away. What was given up on is in the report.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from .report import Report
 from .settings import CompileSettings
 
 T = TypeVar("T")
+LIMITED_PHASES = ("passes", "lowering", "compiler", "check", "measure")  # bounded together, over all graphs
 HANG_LIMIT_S = 60.0  # one find, one check or one measurement; far above what any of ours takes
 
 
@@ -24,10 +26,15 @@ class TimeUp(Exception):
 
 
 def remaining_s(settings: CompileSettings, report: Report) -> float:
-    """Seconds that passes, checks and measurements may still take (infinite without a limit)."""
+    """Seconds that passes, kernels, checks and measurements may still take (infinite without a limit)."""
     if settings.time_limit_s is None:
         return float("inf")
-    return settings.time_limit_s - sum(report.phases.get(p, 0.0) for p in ("passes", "check", "measure"))
+    return settings.time_limit_s - sum(report.phases.get(p, 0.0) for p in LIMITED_PHASES)
+
+
+def deadline(settings: CompileSettings, report: Report) -> float | None:
+    """The `time.monotonic()` at which the limit ends when everything from now on counts; None without a limit."""
+    return None if settings.time_limit_s is None else time.monotonic() + remaining_s(settings, report)
 
 
 def watched(step: Callable[[], T], settings: CompileSettings, report: Report) -> T:

@@ -62,11 +62,14 @@ Finding = Union[Candidate, Refused]
 
 @dataclass(frozen=True)
 class PassContext:
-    """What a pass may know besides the graph: the device, whether gradients are wanted, and the chosen options."""
+    """What a pass may know besides the graph: the device, whether gradients are wanted, the chosen options, and the
+    nodes of modules from which the user keeps it away (candidates there are refused, whatever the pass makes of them).
+    """
 
     device: str = "cpu"
     training: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    left_out: frozenset[fx.Node] = frozenset()
 
 
 @runtime_checkable

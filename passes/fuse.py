@@ -33,7 +33,7 @@ class Fuse:
         """One candidate per kernel, one refusal per claimed node that no kernel took."""
         if not isinstance(target, fx.GraphModule):
             return []
-        groups, rejected = group(target.graph)
+        groups, rejected = group(target.graph, context.left_out)
         found: list[Finding] = [as_candidate(g) for g in groups]
         found += [Refused(r.reason, r.node) for r in rejected]
         return found

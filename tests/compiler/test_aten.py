@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+import meshwright as mw
+from meshwright.compiler import aten
+from meshwright.compiler.backend import recent_reports
 
 
 def second_call(function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
@@ -78,3 +86,70 @@ def test_a_spliced_graph_draws_its_random_numbers_in_order(sizes_from_data: None
         found = compiled(x)
         torch.manual_seed(0)
         torch.testing.assert_close(found, noisy(x))
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        self.second = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("pattern", ["fuse:first", "fuse:fir*", "fuse:first.1"])
+@pytest.mark.parametrize("entry", ["compile", "backend"])
+def test_fusion_keeps_away_from_modules_that_match_a_pattern(pattern: str, entry: str) -> None:
+    model, x = Stack(), torch.randn(4, 8)
+    if entry == "compile":
+        fast = mw.compile(model, x, disable=pattern)
+        report = fast.report
+    else:
+        fast = torch.compile(model, backend="meshwright", options={"disable": pattern})
+        fast(x)
+        report = recent_reports()[-1]
+    torch.testing.assert_close(fast(x), model(x))
+    fast(x).sum().backward()  # the backward of a module is the module's too
+    assert any("sigmoid" in k.name for k in report.kernels)
+    assert not any("gelu" in k.name or "erf" in k.name for k in report.kernels), [k.name for k in report.kernels]
+    assert "disabled for this module" in {n.reason for n in report.passes["fuse"].refused}
+
+
+def test_the_time_limit_counts_all_graphs_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_compile, submit, futures = threading.Event(), aten._pool.submit, []
+
+    def late(step: Callable[..., Any], *args: Any) -> Any:
+        futures.append(submit(lambda: may_compile.wait(60) and step(*args)))
+        return futures[-1]
+
+    monkeypatch.setattr(aten._pool, "submit", late)
+    model, x = Stack(), torch.randn(4, 8)
+    fast = mw.compile(model, x, time_limit_s=1e-6)
+    for call in range(4):  # eagerly until the kernels are there, then unchecked
+        torch.testing.assert_close(fast(x), model(x))
+        fast(x).sum().backward()
+        assert len(fast.report.kernels) == 0 or call > 1
+        if call == 1:
+            may_compile.set()
+            wait(futures, 60)
+    assert {n.reason.partition(" runs eagerly until")[0] for n in fast.report.notes} == {"forward 0", "backward 1"}
+    assert fast.report.kernels
+    assert fast.report.phases["check"] == fast.report.phases["measure"] == 0
+    rows = fast.report.passes["fuse"].candidates
+    assert all(c.reason == "not checked: time limit reached" for c in rows)
+    assert not fast.report.fall_backs
+
+
+def test_dump_holds_graph_kernels_and_program(tmp_path: Path) -> None:
+    mw.compile(Stack().eval(), torch.randn(4, 8), options={"dump_dir": str(tmp_path)})
+    texts = {p.stem.partition("-Stack-")[2]: p.read_text() for p in tmp_path.iterdir()}
+    assert "torch.ops.aten" in texts["inference_0-aten"]
+    assert texts["inference_0-kernels"].startswith("kernel ")
+    assert any("mw_program" in text for name, text in texts.items() if "program" in name)
+
+
+def test_a_pass_knows_its_own_seconds() -> None:
+    report = mw.compile(Stack().eval(), torch.randn(4, 8)).report
+    entry = report.passes["fuse"]
+    assert 0 < entry.seconds <= sum(report.phases[p] for p in ("lowering", "check", "measure")) + 1e-9
