@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,14 +125,17 @@ def _engine() -> Callable[..., Boxed]:
 
 
 def describe(gm: fx.GraphModule) -> str:
-    """`file:line` of the first user frame in a graph, or its name."""
+    """`file:line` where the user's code begins to make this graph, or its name."""
     for node in gm.graph.nodes:
         trace = node.meta.get("stack_trace") if node.op == "call_function" else None
-        lines = [ln.strip() for ln in (trace or "").splitlines() if ln.strip().startswith("File ")]
-        if lines:
-            file, _, rest = lines[-1].partition(", line ")
-            return f"{file.removeprefix('File ').strip(chr(34))}:{rest.partition(',')[0]}"
+        frames = _FRAME.findall(trace or "")
+        users = [(file, line) for file, line in frames if Path(file).parent != Path(__file__).parent]
+        if users:
+            return ":".join(users[-1])
     return type(gm).__name__
+
+
+_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 
 
 def _report_break(gm: fx.GraphModule, report: Report) -> None:

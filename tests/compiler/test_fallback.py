@@ -75,6 +75,7 @@ def test_every_stage_falls_back(lenient: None, monkeypatch: pytest.MonkeyPatch, 
     assert len(ours) == 1
     assert f"planted: {at}" in str(ours[0].message)
     assert f"planted: {at}" in fast.report.fall_backs[0].reason
+    assert Path(__file__).name in str(ours[0].message), "the message names the user's file, not ours"
 
 
 @pytest.mark.parametrize("at", ["compile", "run"])
