@@ -8,12 +8,18 @@ from torch import nn
 from ..runtime.errors import UnsupportedError
 
 _MODULES = {"torch.ao.nn.quantized": "torch.ao", "torch.ao.nn.intrinsic.quantized": "torch.ao",
-            "torch.nn.quantized": "torch.ao", "bitsandbytes": "bitsandbytes", "torchao": "torchao"}
+            "torch.nn.quantized": "torch.ao", "bitsandbytes": "bitsandbytes", "torchao": "torchao",
+            "gptqmodel": "GPTQ", "auto_gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ", "optimum.quanto": "quanto",
+            "compressed_tensors": "compressed-tensors"}
 
 
 def refuse_quantized(model: nn.Module) -> None:
     """Raise `UnsupportedError` when a module or a parameter of `model` is quantized."""
     for name, module in model.named_modules():
+        if module.__dict__.get("is_quantized") is True:
+            config = getattr(module, "config", None)
+            method = getattr(getattr(config, "quantization_config", None), "quant_method", "a quantized checkpoint")
+            _refuse(f"transformers loaded it with {method}")
         if (tool := _tool(type(module).__module__)) is not None:
             _refuse(f"module {name or type(model).__name__!r} is a {tool} {type(module).__name__}")
         for key, value in (*module._parameters.items(), *module._buffers.items()):

@@ -33,6 +33,10 @@ class Unhashable:
     (lambda: mw.compile(nn.Linear(2, 2), mode="maxx"), "unknown mode 'maxx'.*'max'"),
     (lambda: mw.compile(nn.Linear(2, 2), options={"mod": "max"}), "unknown option 'mod'.*'mode'"),
     (lambda: mw.compile(nn.Linear(2, 2), options=["max"]), "options of type list"),
+    (lambda: mw.compile(nn.Linear(2, 2), options={1: 2}), "unknown option '1'"),
+    (lambda: mw.compile(nn.Linear(2, 2), options={"target": "gpu"}), "unknown target 'gpu'; expected one of cpu, cuda"),
+    (lambda: mw.compile(nn.Linear(2, 2), options={"extra": {"fuze": {}}}), "unknown pass 'fuze'.*did you mean 'fuse'"),
+    (lambda: mw.compile(nn.Linear(2, 2), disable=3), "disable=3; expected pass names"),
     (lambda: mw.compile(nn.Linear(2, 2), time_limit_s=-1), "time_limit_s=-1.*positive"),
     (lambda: mw.compile(nn.Linear(2, 2), passes=[3]), "3 in passes; expected a pass name or a Pass"),
     (lambda: mw.compile(nn.Linear(2, 2), passes=[Unhashable()]), "not hashable"),
@@ -54,12 +58,18 @@ def test_a_quantized_model_is_refused() -> None:
     model.register_buffer("weight", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
     with pytest.raises(mw.MeshwrightError, match="'weight' is a quantized Tensor"):
         mw.compile(model)
+    loaded = nn.Linear(2, 2)
+    loaded.is_quantized = True  # what transformers writes on a model that it loaded quantized, with whichever tool
+    with pytest.raises(mw.MeshwrightError, match="already quantized: transformers loaded it with"):
+        mw.compile(nn.Sequential(loaded))
 
 
 def test_backend_options_are_checked_too() -> None:
     gm = torch.fx.symbolic_trace(nn.ReLU())
     with pytest.raises(mw.MeshwrightError, match="unknown option"):
         backend(gm, [torch.ones(2)], options={"pases": ["fuse"]})
+    with pytest.raises(mw.MeshwrightError, match="unknown pass 'fuze'.*did you mean 'fuse'"):
+        backend(gm, [torch.ones(2)], options={"passes": ["fuze"]})
     assert torch.compile(nn.ReLU(), backend="meshwright", options={"passes": ["fuse"]})(torch.ones(2)).sum() == 2
 
 
