@@ -1,7 +1,7 @@
 """The C++ printer of the kernel IR: one plain function per kernel, compiled many to a translation unit.
 
     static void gelu(const float* x, float* y, int64_t s0, int64_t begin, int64_t end)   // work items [begin, end)
-    extern "C" void gelu_run(void** buffers, const int64_t* sizes)                        // splits over threads
+    extern "C" int gelu_run(void** buffers, const int64_t* sizes)          // splits over threads; 1: an index was bad
 
 What a work item is, `work_items` and `work_per_item` say (see cpp_plan.py); loops, statements and accumulators are
 in cpp_loops.py and cpp_reduce.py, element functions in cpp_math.h. Outputs may share memory with an input that is
@@ -19,12 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.errors import IndexOutOfRangeError
 from ..runtime.toolchain import Source, compile_jobs, compile_many, load_shared
 from .cpp_expr import MEMORY_TYPE, c_index, c_name
 from .cpp_loops import Body
 from .cpp_plan import LoopPlan, plan_loops
 from .expr import Expr
-from .ir import Kernel, verify
+from .ir import Kernel, expects, verify
 
 if TYPE_CHECKING:
     import torch
@@ -77,12 +78,13 @@ def print_entry(kernel: Kernel) -> str:
     buffers = [*kernel.inputs, *kernel.outputs]
     name = c_name(kernel.name)
     lines = ['extern "C" __attribute__((visibility("default")))',
-             f"void {name}_run(void** buffers, const int64_t* sizes) {{"]
+             f"int {name}_run(void** buffers, const int64_t* sizes) {{", "  int bad_index = 0;"]
     lines += [f"  {'const ' if i < len(kernel.inputs) else ''}{MEMORY_TYPE[b.dtype]}* {c_name(b.name)} = "
               f"static_cast<{MEMORY_TYPE[b.dtype]}*>(buffers[{i}]);" for i, b in enumerate(buffers)]
     lines += [f"  const int64_t {c_name(s)} = sizes[{i}];" for i, s in enumerate(kernel.sizes)]
-    arguments = ", ".join([c_name(b.name) for b in buffers] + [c_name(s) for s in kernel.sizes])
-    return "\n".join([*lines, *_split(plan, name, arguments), "}", ""])
+    failure = ["&bad_index"] if expects(kernel) else []
+    arguments = ", ".join([*(c_name(b.name) for b in buffers), *map(c_name, kernel.sizes), *failure])
+    return "\n".join([*lines, *_split(plan, name, arguments), "  return bad_index;", "}", ""])
 
 
 def _split(plan: LoopPlan, name: str, arguments: str) -> list[str]:
@@ -91,7 +93,7 @@ def _split(plan: LoopPlan, name: str, arguments: str) -> list[str]:
     return [
         f"  const int64_t items = {c_index(plan.items)};",
         f"  const int threads = mw_threads(items, items * int64_t({c_index(plan.work_per_item)}));",
-        f"  if (threads <= 1) {{ {name}({arguments}, 0, items); return; }}",
+        f"  if (threads <= 1) {{ {name}({arguments}, 0, items); return bad_index; }}",
         "  #pragma omp parallel num_threads(threads)",
         "  {",
         "    const int64_t team = mw_team(), share = " + share + ";",
@@ -105,7 +107,8 @@ def _print_function(kernel: Kernel, plan: LoopPlan) -> str:
     inputs = [f"const {MEMORY_TYPE[b.dtype]}* {c_name(b.name)}" for b in kernel.inputs]
     outputs = [f"{MEMORY_TYPE[b.dtype]}* {c_name(b.name)}" for b in kernel.outputs]
     sizes = [f"int64_t {c_name(s)}" for s in kernel.sizes]
-    parameters = ", ".join([*inputs, *outputs, *sizes, "int64_t begin", "int64_t end"])
+    failure = ["int* bad_index"] if expects(kernel) else []
+    parameters = ", ".join([*inputs, *outputs, *sizes, *failure, "int64_t begin", "int64_t end"])
     return "\n".join([f"MW_KERNEL void {c_name(kernel.name)}({parameters}) {{", *Body(plan).emit(), "}", ""])
 
 
@@ -114,17 +117,19 @@ class CompiledCppKernel:
     """A kernel ready to run: `k(buffers, sizes)` with contiguous CPU tensors, inputs first, in the kernel's order."""
 
     name: str
-    entry: Callable[[Any, Any], None]
+    entry: Callable[[Any, Any], int]
     buffers: int
     sizes: int
 
     def __call__(self, buffers: Sequence[torch.Tensor], sizes: Sequence[int] = ()) -> None:
-        """Raises `ValueError` when the number of buffers or sizes is not the kernel's."""
+        """Raises `IndexOutOfRangeError` when a gather met an index outside of its dimension (every other element is
+        written), `ValueError` when the number of buffers or sizes is not the kernel's."""
         if len(buffers) != self.buffers or len(sizes) != self.sizes:
             raise ValueError(f"{self.name}: expected {self.buffers} buffers and {self.sizes} sizes, "
                              f"got {len(buffers)} and {len(sizes)}")
-        self.entry((ctypes.c_void_p * self.buffers)(*[b.data_ptr() for b in buffers]),
-                   (ctypes.c_int64 * self.sizes)(*sizes))
+        if self.entry((ctypes.c_void_p * self.buffers)(*[b.data_ptr() for b in buffers]),
+                      (ctypes.c_int64 * self.sizes)(*sizes)):
+            raise IndexOutOfRangeError(self.name)
 
 
 def compile_kernels(kernels: Iterable[Kernel]) -> dict[str, CompiledCppKernel]:
@@ -140,7 +145,7 @@ def compile_kernels(kernels: Iterable[Kernel]) -> dict[str, CompiledCppKernel]:
         library = load_shared(path)
         for kernel in unit:
             entry = getattr(library, c_name(kernel.name) + "_run")
-            entry.restype = None
+            entry.restype = ctypes.c_int
             buffers = len(kernel.inputs) + len(kernel.outputs)
             out[kernel.name] = CompiledCppKernel(kernel.name, entry, buffers, len(kernel.sizes))
     return out

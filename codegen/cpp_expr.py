@@ -22,7 +22,7 @@ _KEYWORDS = frozenset(
     "private protected public register return short signed sizeof static struct switch template this throw true "
     "try typedef typename union unsigned using virtual void volatile while xor "
     # names the printer itself uses
-    "at begin end i item items lane0 lanes share team threads tile buffers sizes omp NAN INFINITY".split()
+    "at bad_index begin end i item items lane0 lanes share team threads tile buffers sizes omp NAN INFINITY".split()
 )
 _GENERATED = re.compile(r"v\d+(_|$)|mw_|MW_|.*_(lo|hi)$|__")
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">",
@@ -94,6 +94,8 @@ def c_op(op: str, dtype: str, args: Sequence[str], arg_dtypes: Sequence[str]) ->
         return f"-({args[0]})"
     if op == "not":
         return f"!{args[0]}" if dtype == "b1" else f"~{args[0]}"
+    if op == "expect":
+        return f"mw_expect({args[0]}, bad_index)"
     if op == "isnan":
         return f"{args[0]} != {args[0]}"
     return f"mw_{op}({', '.join(args)})"

@@ -72,7 +72,8 @@ class LoopPlan:
 
 
 _CHEAP = frozenset(("add", "sub", "mul", "max", "min", "neg", "abs", "cast", "where", "and", "or", "xor", "not",
-                    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "floor", "ceil", "round", "trunc", "sign"))
+                    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "expect", "floor", "ceil", "round", "trunc",
+                    "sign"))
 
 
 def statement_cost(stmt: Stmt) -> int:

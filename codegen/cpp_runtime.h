@@ -11,6 +11,12 @@ MW_INLINE void* mw_scratch(int slot, uint64_t bytes) {  // one growing block per
   return blocks[slot].data + (64 - reinterpret_cast<uint64_t>(blocks[slot].data) % 64);
 }
 
+// `ok`; sets `*bad` where it is false. From several threads at once, hence atomic; almost never, hence the branch.
+MW_INLINE bool mw_expect(bool ok, int* bad) {
+  if (__builtin_expect(!ok, 0)) __atomic_store_n(bad, 1, __ATOMIC_RELAXED);
+  return ok;
+}
+
 // Threads for `work` (see `LoopPlan.work_per_item`): 1 inside a parallel region, for a single item, and below MW_GRAIN,
 // where starting the team costs more than it saves. Measured with 2 threads on AVX-512: erf, softmax and addition broke
 // even at 72, 76 and 54 thousand units.

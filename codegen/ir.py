@@ -22,6 +22,8 @@ Rules (held by `verify`):
   exist only in memory: `cast` right after the load and right before the store. A cast f32→bf16→f32 rounds.
 * Indices count elements from the buffer's data pointer. A masked load reads nothing where its mask is false.
 * `max`/`min` propagate NaN; `argmax`/`argmin` give the first position in row-major order of the reduce axes, NaN wins.
+* `expect` gives back its operand. A launch in which one was false raises `IndexOutOfRangeError` where the printer can
+  (C++), after all stores; guard the load with the same value, so that nothing foreign is read.
 * Integer `div` is `truncdiv`/`floordiv`; shifts are arithmetic; `pow` on integers has a non-negative exponent.
 """
 
@@ -53,6 +55,7 @@ BIT_BINARY = ("and", "or", "xor")  # ints and b1
 INT_BINARY = ("shl", "shr", "ipow")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")  # result b1; also on b1 for eq/ne
 FLOAT_TEST = ("isnan", "isinf")  # result b1
+CHECKS = ("expect",)  # of b1: the value itself; where it is false the launch is reported as failed
 REDUCTIONS = ("sum", "prod", "max", "min", "argmax", "argmin", "any", "all")
 
 AxisKind = Literal["parallel", "reduce"]
@@ -231,6 +234,11 @@ def phases(kernel: Kernel) -> dict[str, int]:
     return out
 
 
+def expects(kernel: Kernel) -> bool:
+    """True when a launch of `kernel` may be reported as failed."""
+    return any(isinstance(s, Op) and s.op in CHECKS for s in kernel.body)
+
+
 def verify(kernel: Kernel) -> None:
     """Raise `IRError` when `kernel` breaks a rule of this module."""
     if len({b.name for b in kernel.inputs + kernel.outputs}) != len(kernel.inputs) + len(kernel.outputs):
@@ -308,13 +316,14 @@ def _verify_op(op: str, args: list[str], dtype: str) -> None:
     if op == "where":
         _need(len(args) == 3 and args[0] == "b1" and args[1] == args[2] == dtype, f"where of {args} gives {dtype}")
         return
-    unary = FLOAT_UNARY + ANY_UNARY + FLOAT_TEST + ("not",)
+    unary = FLOAT_UNARY + ANY_UNARY + FLOAT_TEST + CHECKS + ("not",)
     binary = FLOAT_BINARY + ANY_BINARY + BIT_BINARY + INT_BINARY + COMPARE
     _need(op in unary or op in binary, f"unknown operation {op!r}")
     _need(len(args) == (1 if op in unary else 2), f"{op} takes {1 if op in unary else 2} values, got {len(args)}")
     _need(len(set(args)) == 1, f"{op} mixes {args}")
     allowed = (
         COMPUTE_FLOATS if op in FLOAT_UNARY + FLOAT_BINARY + FLOAT_TEST
+        else ("b1",) if op in CHECKS
         else COMPUTE_INTS + ("b1",) if op in BIT_BINARY + ("not",)
         else COMPUTE_INTS if op in INT_BINARY
         else COMPUTE + ("b1",) if op in COMPARE

@@ -53,6 +53,18 @@ class CompileFailure(MeshwrightError, RuntimeError):
         super().__init__(given, expected=expected, do=do)
 
 
+class IndexOutOfRangeError(MeshwrightError, IndexError):
+    """An index tensor held a value outside of the dimension it indexes; eager raises `IndexError` for it."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        super().__init__(f"index out of range in {where}", expected="indices within the dimension they index",
+                         do="Run the model without Meshwright to see which operator it was.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.where,))
+
+
 class ToolchainError(MeshwrightError, RuntimeError):
     """No usable compiler on this machine."""
 

@@ -241,6 +241,12 @@ class KernelBuilder:
         finally:
             self._masks.pop()
 
+    def expect(self, condition: Value) -> Value:
+        """`condition`, whose falsehood is an error wherever the guards in force hold."""
+        if self._masks:
+            condition = self.op("or", "b1", self.op("not", "b1", self._masks[-1]), condition)
+        return self.op("expect", "b1", condition)
+
     def in_range(self, position: Expr, low: Expr | int, high: Expr | int) -> Value | None:
         """`low <= position < high` as a b1 value; None when it always holds."""
         tests = []

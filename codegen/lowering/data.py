@@ -87,14 +87,15 @@ def _iota(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
 
 # -- gathers ------------------------------------------------------------------------------------
 def _gathered(b: KernelBuilder, indices: Value, size: Expr, wrap: bool) -> tuple[Expr, Value]:
-    """An index value as an expression, and the guard `0 <= index < size` that keeps the load inside the tensor."""
+    """An index value as an expression, and the guard `0 <= index < size` that keeps the load inside the tensor. Eager
+    raises `IndexError` where the guard is false, so it is expected to hold."""
     position = b.cast(indices, "i64")
     limit = b.index_value(size)
     if wrap:
         moved = b.op("add", "i64", position, limit)
         position = b.op("where", "i64", b.op("lt", "b1", position, b.const(0, "i64")), moved, position)
     inside = b.op("and", "b1", b.op("ge", "b1", position, b.const(0, "i64")), b.op("lt", "b1", position, limit))
-    return var(position.name), inside
+    return var(position.name), b.expect(inside)
 
 
 @register(aten.embedding.default)

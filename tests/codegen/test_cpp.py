@@ -163,3 +163,28 @@ def test_bad_ir_is_refused() -> None:
 
 def test_no_kernels_need_no_compiler() -> None:
     assert compile_kernels([]) == {}
+
+
+def test_a_bad_index_is_reported_after_the_rest_was_done() -> None:
+    text = """kernel pick(in0: i64, in1: f32 -> out0: f32)
+      axes p0: 1000
+      %0: i64 = load in0[p0]
+      %1: i64 = const 0
+      %2: i64 = const 7
+      %3: b1 = ge %0, %1
+      %4: b1 = lt %0, %2
+      %5: b1 = and %3, %4
+      %6: b1 = expect %5
+      %7: f32 = load in1[%0] if %6 else 0.0
+      store out0[p0] = %7
+    """
+    kernel = parse_kernel(text)
+    run = compile_kernels([kernel])["pick"]
+    table, places, out = torch.randn(7), torch.arange(1000) % 7, torch.empty(1000)
+    run([places, table, out])
+    assert torch.equal(out, table[places])
+    for wrong in (-1, 7, 2**40):
+        places[500] = wrong
+        with pytest.raises(IndexError, match="index out of range in pick"):
+            run([places, table, out])
+        assert out[500] == 0 and torch.equal(out[501:], table[places[501:]])

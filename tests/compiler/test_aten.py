@@ -153,3 +153,40 @@ def test_a_pass_knows_its_own_seconds() -> None:
     report = mw.compile(Stack().eval(), torch.randn(4, 8)).report
     entry = report.passes["fuse"]
     assert 0 < entry.seconds <= sum(report.phases[p] for p in ("lowering", "check", "measure")) + 1e-9
+
+
+class Lookup(nn.Module):
+    """Every operator that gathers; the index tensors come from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 6)
+
+    def forward(self, ids: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.words(ids) * 2
+        return x.softmax(-1), x.gather(1, columns) + 1, x[:, columns[0]].exp(), x.index_select(1, columns[0]) * 3
+
+
+@pytest.mark.parametrize(("ids", "columns"), [([3, 10], [0, 5]), ([3, -1], [0, 5]), ([3, 1], [0, 6])])
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_index_out_of_range_raises_as_in_eager(ids: list[int], columns: list[int], strict: bool) -> None:
+    model, good = Lookup(), (torch.tensor([1, 2]), torch.tensor([[4, 0], [2, 2]]))
+    fast = mw.compile(model, good, strict=strict)
+    bad = (torch.tensor(ids), torch.tensor([columns, columns]))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(*good), model(*good))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(*bad)
+        with pytest.raises((IndexError, RuntimeError), match="out of (range|bounds)"):
+            fast(*bad)
+        torch.testing.assert_close(fast(*good), model(*good))
+    assert not fast.report.fall_backs, "a mistake in the call is no failure of ours"
+    assert fast.report.graphs[0].state == "ready"
+
+
+def test_an_index_behind_a_guard_is_no_mistake() -> None:
+    """Where padding hides the place, eager reads nothing either."""
+    def shifted(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x[places] * 2, (3, 0)).cumsum(0) + 1
+    x, places = torch.randn(4), torch.tensor([0, 3, 1])
+    torch.testing.assert_close(second_call(shifted, x, places), shifted(x, places))
