@@ -41,10 +41,6 @@ class UnsupportedError(MeshwrightError):
     """Valid input that Meshwright does not handle, such as an already quantized model."""
 
 
-class CaptureError(MeshwrightError):
-    """The model, or a region of it, could not be turned into a graph."""
-
-
 class CompileFailure(MeshwrightError, RuntimeError):
     """A compiler (C++ or Triton) rejected a source; `source_path` is the kept file, where there is one."""
 
