@@ -61,7 +61,7 @@ def print_translation_unit(kernels: Iterable[Kernel], *, entries: bool = True) -
     for kernel in kernels:
         parts.append(print_kernel_cpp(kernel))
         if entries:
-            parts.append(print_entry(kernel))
+            parts += [print_entry(kernel), print_rows(kernel, 'extern "C" __attribute__((visibility("default")))')]
     return "\n".join(parts)
 
 
@@ -85,6 +85,22 @@ def print_entry(kernel: Kernel) -> str:
     failure = ["&bad_index"] if expects(kernel) else []
     arguments = ", ".join([*(c_name(b.name) for b in buffers), *map(c_name, kernel.sizes), *failure])
     return "\n".join([*lines, *_split(plan, name, arguments), "  return bad_index;", "}", ""])
+
+
+def rows_name(kernel: str) -> str:
+    """What `print_rows` calls its function for the kernel of this name."""
+    return c_name(kernel) + "_rows"
+
+
+def print_rows(kernel: Kernel, linkage: str = "static") -> str:
+    """`NAME_rows(tensors, sizes, begin, end)`: the kernel behind one signature, so that programs launch all alike."""
+    buffers = [*kernel.inputs, *kernel.outputs]
+    arguments = [f"({MEMORY_TYPE[b.dtype]}*)tensors[{i}]" for i, b in enumerate(buffers)]
+    arguments += [f"sizes[{i}]" for i in range(len(kernel.sizes))]
+    arguments += [f"(int*)tensors[{len(buffers)}]"] if expects(kernel) else []
+    parameters = "void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end"
+    return (f"{linkage} void {rows_name(kernel.name)}({parameters}) {{\n"
+            f"  {c_name(kernel.name)}({', '.join([*arguments, 'begin', 'end'])});\n}}\n")
 
 
 def _split(plan: LoopPlan, name: str, arguments: str) -> list[str]:
@@ -114,10 +130,14 @@ def _print_function(kernel: Kernel, plan: LoopPlan) -> str:
 
 @dataclass(frozen=True)
 class CompiledCppKernel:
-    """A kernel ready to run: `k(buffers, sizes)` with contiguous CPU tensors, inputs first, in the kernel's order."""
+    """A kernel ready to run: `k(buffers, sizes)` with contiguous CPU tensors, inputs first, in the kernel's order.
+
+    `rows` is the address of its `NAME_rows`, for programs to launch.
+    """
 
     name: str
     entry: Callable[[Any, Any], int]
+    rows: int
     buffers: int
     sizes: int
 
@@ -146,8 +166,9 @@ def compile_kernels(kernels: Iterable[Kernel]) -> dict[str, CompiledCppKernel]:
         for kernel in unit:
             entry = getattr(library, c_name(kernel.name) + "_run")
             entry.restype = ctypes.c_int
+            rows = ctypes.cast(getattr(library, rows_name(kernel.name)), ctypes.c_void_p).value
             buffers = len(kernel.inputs) + len(kernel.outputs)
-            out[kernel.name] = CompiledCppKernel(kernel.name, entry, buffers, len(kernel.sizes))
+            out[kernel.name] = CompiledCppKernel(kernel.name, entry, rows or 0, buffers, len(kernel.sizes))
     return out
 
 

@@ -12,6 +12,9 @@ raises `Unsupported`, and the caller runs the program from Python instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..runtime.cache import key_of
 from ..runtime.program import (
     Alloc,
     Attention,
@@ -28,8 +31,7 @@ from ..runtime.program import (
     TensorSpec,
     View,
 )
-from .cpp import prelude, print_kernel_cpp, work_items, work_per_item
-from .cpp_expr import MEMORY_TYPE
+from .cpp import prelude, print_kernel_cpp, print_rows, rows_name, work_items, work_per_item
 from .expr import Expr
 from .ir import Kernel, expects
 from .ir_text import parse_kernel
@@ -51,10 +53,11 @@ def print_program_cpp(program: Program) -> str:
 class Printer:
     """Prints one program; `products` then lists what its products are, in the order of `frame->products`."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, linked: Sequence[str] = ()) -> None:
         if program.device != "cpu":
             raise Unsupported(f"a program for {program.device}")
         self.program = program
+        self.linked = linked
         self.kernels: dict[str, Kernel] = {name: parse_kernel(text) for name, text in program.kernels.items()}
         self.arena = plan_arena(program)
         self.lines: list[str] = []
@@ -66,9 +69,12 @@ class Printer:
 
     def text(self) -> str:
         body = self._body()
-        kernels = [print_kernel_cpp(k.renamed(name)) + print_rows(k, name) for name, k in self.kernels.items()]
+        kernels = {name: k.renamed(name) for name, k in self.kernels.items()}
+        printed = [print_kernel_cpp(k) + print_rows(k) for name, k in kernels.items() if name not in self.linked]
+        if self.linked:
+            printed.append(print_linked([kernels[name] for name in self.linked]))
         head = f"// {self.program.name}: printed by Meshwright from its program; steps stand in program order.\n"
-        return "\n".join([head, prelude(), DECLARATIONS, print_choices(self.attentions), *kernels, body])
+        return "\n".join([head, prelude(), DECLARATIONS, print_choices(self.attentions), *printed, body])
 
     def _body(self) -> str:
         put = self.lines.append
@@ -150,19 +156,20 @@ class Printer:
         rows, work = work_items(kernel).subs(values), (work_items(kernel) * work_per_item(kernel)).subs(values)
         found = [self.tensors.address(n) for n in (*step.inputs, *step.outputs)]
         addresses = ", ".join([*found, "{&bad_index}"] if expects(kernel) else found)
-        self.lines.append(f"launch({c_name(step.kernel)}_rows, threads, {c_expr(rows)}, {c_expr(work)}, "
+        self.lines.append(f"launch({rows_name(step.kernel)}, threads, {c_expr(rows)}, {c_expr(work)}, "
                           f"{{{addresses}}}, {ints(step.sizes)});")
 
 
-def print_rows(kernel: Kernel, name: str) -> str:
-    """`NAME_rows(tensors, sizes, begin, end)`: the kernel behind one signature, so that `launch` is one function."""
-    buffers = [*kernel.inputs, *kernel.outputs]
-    arguments = [f"({MEMORY_TYPE[b.dtype]}*)tensors[{i}]" for i, b in enumerate(buffers)]
-    arguments += [f"sizes[{i}]" for i in range(len(kernel.sizes))]
-    arguments += [f"(int*)tensors[{len(buffers)}]"] if expects(kernel) else []
-    parameters = "void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end"
-    return (f"static void {c_name(name)}_rows({parameters}) {{\n"
-            f"  {c_name(name)}({', '.join([*arguments, 'begin', 'end'])});\n}}\n")
+def print_linked(kernels: Sequence[Kernel]) -> str:
+    """Kernels that are compiled elsewhere: the functions `mw_bind` is given, in order.
+
+    Libraries are shared by their text, so the digest keeps programs apart that launch other kernels of the same names.
+    """
+    names = [rows_name(k.name) for k in kernels]
+    bound = "\n".join(f"  if (!{name}) {name} = (Rows)rows[{i}];" for i, name in enumerate(names))
+    return (f"// kernels compiled on their own, digest {key_of(*map(str, kernels))}\n"
+            f"static Rows {', '.join(names)};\n"
+            f'extern "C" __attribute__((visibility("default"))) void mw_bind(void* const* rows) {{\n{bound}\n}}\n')
 
 
 def entry_name(program: Program) -> str:

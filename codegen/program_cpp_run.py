@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Union
 
@@ -16,6 +17,7 @@ from ..runtime.errors import IndexOutOfRangeError
 from ..runtime.packing import PackedWeights
 from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared
+from .cpp import CompiledCppKernel
 from .program_attention import lower_attention
 from .program_conv import fuse_convolutions
 from .program_cpp import Printer, entry_name
@@ -32,6 +34,18 @@ Value = Union[torch.Tensor, int, None]
 # Products may contract a*b+c; kernels keep torch's two roundings (see runtime/toolchain.py).
 RUNTIME_FLAGS = ("-ffp-contract=fast", "-fwrapv", "-fno-strict-aliasing")
 PROGRAM_FLAGS = ("-fwrapv", "-fno-strict-aliasing")
+
+
+@lru_cache(maxsize=1)
+def start_host_library() -> None:
+    """Begin to compile the host runtime in the background: it is the same for every program and takes the longest.
+    Where that fails, `host_library` will say so."""
+    threading.Thread(target=_compile_host, name="meshwright-host").start()
+
+
+def _compile_host() -> None:
+    with contextlib.suppress(Exception):
+        compile_shared(host_runtime.SOURCE, extra_flags=RUNTIME_FLAGS, libtorch=True)
 
 
 @lru_cache(maxsize=1)
@@ -124,16 +138,26 @@ class CompiledProgram:
         return [pick[kind]() for kind in self._outputs]
 
 
-def compile_program(program: Program) -> CompiledProgram:
-    """Print, compile, load. Raises `Unsupported` (run it in Python), `ToolchainError`, `CompileFailure`."""
+def compile_program(program: Program, kernels: Callable[[], Mapping[str, CompiledCppKernel]] | None = None,
+                    ) -> CompiledProgram:
+    """Print, compile, load. Raises `Unsupported` (run it in Python), `ToolchainError`, `CompileFailure`.
+
+    `kernels` gives the program's kernels, which are compiled on their own, perhaps at the same time: it is asked last.
+    By default they are part of the program's translation unit.
+    """
     lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
     lowered = lower_attention(share_inputs(lowered))
-    printer = Printer(lowered)
+    linked = [n for n, t in lowered.kernels.items() if t == program.kernels.get(n)] if kernels is not None else []
+    printer = Printer(lowered, linked)
     source = printer.text()
-    with _compile_guard:
-        host_library()
+    start_host_library()
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
+    with _compile_guard:
+        host_library()  # before the program, which looks for its symbols
     library = ctypes.CDLL(str(path))
+    if kernels is not None and linked:
+        compiled = kernels()
+        library.mw_bind((ctypes.c_void_p * len(linked))(*[compiled[n].rows for n in linked]))
     return CompiledProgram(lowered, source, printer.products, printer.packed_convs, printer.from_python,
                            printer.attentions, library)
 

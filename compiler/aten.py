@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
@@ -41,6 +41,9 @@ from .report import CandidateRow, GraphKind, GraphReport, KernelReport, Report
 from .settings import CompileSettings
 from .splice import splice
 from .watch import deadline
+
+if TYPE_CHECKING:
+    from ..codegen.cpp import CompiledCppKernel
 
 log = logging.getLogger(__name__)
 _pool: ThreadPoolExecutor
@@ -136,7 +139,7 @@ class CompiledGraph:
             from ..codegen.program_cpp_run import compile_program
 
             try:
-                compiled = compile_program(program)
+                compiled = compile_program(program, lambda: cast("dict[str, CompiledCppKernel]", kernels.result()))
                 self.entry.source = compiled.source
                 return compiled
             except Unsupported as why:

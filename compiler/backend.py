@@ -58,6 +58,7 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: C
     where = describe(gm)
     _report_break(gm, report)
     report.add_dynamo(torch_compat.compile_started_ns())
+    _start_compiler(example_inputs, settings)
     try:
         known = len(report.graphs)
         ours = compile_with_aot(gm, example_inputs, settings, report)
@@ -73,6 +74,15 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: C
             raise
         fall_back(report, where, error)
         return gm.forward
+
+
+def _start_compiler(example_inputs: Sequence[Any], settings: CompileSettings) -> None:
+    """Let the C++ compiler work on what every CPU graph needs while this one is traced."""
+    elsewhere = any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in example_inputs)
+    if not elsewhere and settings.target in (None, "cpu"):
+        from ..codegen.program_cpp_run import start_host_library
+
+        start_host_library()
 
 
 def compile_with_aot(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: CompileSettings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -9,8 +10,10 @@ import weakref
 import pytest
 import torch
 
+from meshwright.codegen.cpp import compile_kernels
+from meshwright.codegen.ir_text import parse_kernel
 from meshwright.codegen.program_cpp import print_program_cpp
-from meshwright.codegen.program_cpp_run import compile_program, release_arenas
+from meshwright.codegen.program_cpp_run import CompiledProgram, compile_program, release_arenas
 from meshwright.codegen.schema import Unsupported
 from meshwright.runtime import packing
 from meshwright.runtime.program import (
@@ -109,6 +112,31 @@ def test_products_and_kernels_agree_with_torch():
     for _ in range(3):
         (out,) = program(inputs)
         torch.testing.assert_close(out, mlp_reference(*inputs), rtol=1e-5, atol=1e-5)
+
+
+def linked(program: Program) -> CompiledProgram:
+    kernels = [parse_kernel(text).renamed(name) for name, text in program.kernels.items()]
+    return compile_program(program, lambda: compile_kernels(kernels))
+
+
+def test_kernels_may_be_compiled_on_their_own():
+    program = linked(mlp())
+    assert "void relu(" not in program.source and "static Rows relu_rows, norm_rows;" in program.source
+    inputs = mlp_inputs()
+    torch.testing.assert_close(program(inputs)[0], mlp_reference(*inputs), rtol=1e-5, atol=1e-5)
+    assert torch.equal(program(inputs)[0], compile_program(mlp())(inputs)[0])
+
+
+def test_programs_of_one_text_keep_their_own_kernels():
+    """Same names, same steps, another body: a library that both shared would run one's kernels for the other."""
+    first = linked(mlp())
+    second = linked(dataclasses.replace(mlp(), kernels={"relu": RELU.replace("max %0", "min %0"), "norm": NORM}))
+    x, w1, b1, w2, b2, g = inputs = mlp_inputs()
+    y = (x @ w1.T + b1).clamp(max=0) @ w2.T + b2
+    other = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + 1e-6) * g
+    for _ in range(2):
+        torch.testing.assert_close(first(inputs)[0], mlp_reference(*inputs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(second(inputs)[0], other, rtol=1e-5, atol=1e-5)
 
 
 def test_symbol_from_a_dimension():

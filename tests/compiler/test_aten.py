@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -15,8 +17,10 @@ import torch
 from torch import nn
 
 import meshwright as mw
-from meshwright.compiler import aten
+from meshwright.codegen import program_cpp_run
+from meshwright.compiler import acceptance, aten, backend
 from meshwright.compiler.backend import recent_reports
+from meshwright.runtime import toolchain
 
 
 def second_call(function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
@@ -190,3 +194,44 @@ def test_an_index_behind_a_guard_is_no_mistake() -> None:
         return torch.nn.functional.pad(x[places] * 2, (3, 0)).cumsum(0) + 1
     x, places = torch.randn(4), torch.tensor([0, 3, 1])
     torch.testing.assert_close(second_call(shifted, x, places), shifted(x, places))
+
+
+def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its acceptance and for the program alike, also when a region is dropped and the program printed anew."""
+    texts: list[str] = []
+    real = toolchain.compile_shared
+
+    def spy(source: str, **options: Any) -> Any:
+        texts.append(source)
+        return real(source, **options)
+
+    for module in (toolchain, program_cpp_run):
+        monkeypatch.setattr(module, "compile_shared", spy)
+
+    def regions(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return ((x * 3).tanh() @ w).softmax(-1).cumsum(-1) @ w.exp().sin()
+
+    inputs = torch.randn(8, 8), torch.randn(8, 8)
+    judged = acceptance.Acceptance.judge
+
+    def one_dropped(self: Any, *args: Any) -> Any:
+        verdict = judged(self, *args)
+        verdict.ok = len(self.verdicts) != 1  # the first
+        return verdict
+
+    for judge in (judged, one_dropped):
+        monkeypatch.setattr(acceptance.Acceptance, "judge", judge)
+        torch._dynamo.reset()
+        texts.clear()
+        torch.testing.assert_close(second_call(regions, *inputs), regions(*inputs), rtol=1e-4, atol=1e-5)
+        bodies = Counter(re.findall(r"^MW_KERNEL void (\w+)", "\n".join(texts), re.MULTILINE))
+        assert len(bodies) >= 2 and set(bodies.values()) == {1}
+    assert sum("int mw_program_" in text for text in texts) == 2
+
+
+def test_the_host_runtime_is_compiled_while_the_graph_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(program_cpp_run, "start_host_library", lambda: order.append("host"))
+    monkeypatch.setattr(backend, "compile_with_aot", lambda gm, *_: order.append("traced") or gm.forward)
+    torch.compile(lambda x: x + 1, backend="meshwright")(torch.ones(3))
+    assert order == ["host", "traced"]
