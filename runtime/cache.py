@@ -91,9 +91,9 @@ class KernelCache:
         try:
             built = self._build_locked(entry, build)
         except (OSError, filelock.Timeout) as error:
-            if not _directory_is_unusable(error) or self.is_temporary:
+            if not _directory_is_unusable(error):
                 raise
-            self._move_away(error)
+            self._move_away(entry.parent.parent, error)
             built = self._build_locked(self._entry(key, suffix), build)
         self._sweeper.added(self.directory, _size_of(built), self.limit_bytes)
         return built
@@ -147,8 +147,14 @@ class KernelCache:
                 _install(entry, build)
         return entry
 
-    def _move_away(self, error: Exception) -> None:
+    def _move_away(self, failed: Path, error: Exception) -> None:
+        """Leave the directory in which something failed, unless another thread has left it meanwhile. Raises `error`
+        when that was the temporary one: there is no third."""
         with self._guard:
+            if self._directory != failed:
+                return
+            if failed != self._wanted:
+                raise error
             self._directory = _temporary_directory(self._wanted, error)
 
 

@@ -161,6 +161,38 @@ def test_disk_that_fills_up_while_building(kernels: KernelCache, code: int) -> N
         kernels.get_or_build(key_of("another"), ".so", Builder())
 
 
+def test_disk_that_fills_up_under_several_threads(kernels: KernelCache) -> None:
+    """All of them are building when it does; the first moves away, the others follow."""
+    together, found, failed = threading.Barrier(4, timeout=30), [], []
+
+    def work(name: str) -> None:
+        def build(path: Path) -> None:
+            if kernels._wanted in path.parents:
+                together.wait()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            path.write_bytes(b"kernel")
+        try:
+            found.append(kernels.get_or_build(key_of(name), ".so", build).read_bytes())
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(str(k),)) for k in range(4)]
+    with pytest.warns(MeshwrightWarning, match="No space") as warned:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed and found == [b"kernel"] * 4 and len(warned) == 1
+
+
+def test_a_full_disk_everywhere_is_the_callers_error(kernels: KernelCache) -> None:
+    def build(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.warns(MeshwrightWarning, match="No space"), pytest.raises(OSError, match="No space"):
+        kernels.get_or_build(KEY, ".so", build)
+
+
 def test_disk_that_fills_up_while_moving_into_place(kernels: KernelCache, monkeypatch: pytest.MonkeyPatch) -> None:
     home = kernels.directory
     _fail_under(monkeypatch, home, errno.ENOSPC)
