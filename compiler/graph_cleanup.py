@@ -154,9 +154,10 @@ def _follow_base(old: fx.Node, new: fx.Node, copied: Any) -> None:
     base = _viewed(old)
     if base is None:
         return
-    value, under, now = (n.meta.get("val") for n in (old, base, copied(base)))  # a subgraph, as an operand, has none
-    if not all(isinstance(v, torch.Tensor) for v in (value, under, now)) or value.dtype != under.dtype:
+    value, under = old.meta.get("val"), base.meta.get("val")  # what a wrapped operator gives has none
+    if not isinstance(value, torch.Tensor) or not isinstance(under, torch.Tensor) or value.dtype != under.dtype:
         return
+    now = copied(base).meta["val"]
     if _storage(value) != _storage(under) or _storage(now) == _storage(under):
         return
     offset = value.storage_offset() - under.storage_offset() + now.storage_offset()
