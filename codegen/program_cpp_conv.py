@@ -1,8 +1,9 @@
-"""Convolutions in the C++ program: oneDNN with packed weights, which arrive as two further inputs per convolution."""
+"""Convolutions in the C++ program: oneDNN with packed weights, which arrive as two further inputs per convolution, or
+the template on AMX tiles where `frame->convolutions` holds a weight for it (see program_cpp_conv_methods)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,25 +11,46 @@ import torch
 
 from ..runtime.program import Conv, Program, TensorSpec
 from .affine import evaluate
+from .expr import as_expr
 from .program_cpp_tensors import Tensors, ints
+from .program_memory import size_expr
 
 
 @dataclass(frozen=True)
 class PackedConv:
-    """Weight and bias of a convolution, made from the inputs at `positions`: weight, [bias,] channel tensors."""
+    """Weight and bias of a convolution, made from the inputs at `positions`: weight, [bias,] channel tensors.
+    `channels_last`: all its activations are, so that the template may take them."""
 
     positions: tuple[int, ...]
     step: Conv
     input_size: tuple[int, ...]
+    channels_last: bool = True
+
+    @property
+    def fold(self) -> tuple[Hashable, ...]:
+        """Equal where the same tensors give the same weight and bias."""
+        return self.step.scale, self.step.shift, self.step.sources, self.step.bias is not None
 
     @property
     def variant(self) -> Hashable:
         """Equal for equal packed copies of the same tensors."""
         s = self.step
-        return ("conv", s.stride, s.padding, s.dilation, s.groups, s.scale, s.shift, s.sources, self.input_size)
+        return ("conv", s.stride, s.padding, s.dilation, s.groups, *self.fold, self.input_size)
 
     def pack(self, weight: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(reordered weight with the factor folded in, bias with factor and shift)."""
+        folded, shift = self.folded(weight, *rest)
+        return self.reordered(folded, self.input_size), shift
+
+    def reordered(self, weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """A weight in oneDNN's layout for inputs of `size` (NCHW)."""
+        step = self.step
+        made: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, list(step.padding), list(step.stride), list(step.dilation), step.groups, list(size))
+        return made
+
+    def folded(self, weight: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weight with the factor folded in, bias with factor and shift)."""
         step, others = self.step, list(rest)
         with torch.no_grad():
             bias = others.pop(0).detach().double() if step.bias is not None else 0.0
@@ -36,26 +58,33 @@ class PackedConv:
             ones = torch.ones(weight.shape[0], dtype=torch.float64)
             scale: Any = evaluate(step.scale, channel) * ones
             shift: Any = evaluate(step.shift, channel) * ones + bias * scale
-            folded = (weight.detach().double() * scale.view(-1, 1, 1, 1)).float()
-            packed = torch.ops.mkldnn._reorder_convolution_weight(
-                folded, list(step.padding), list(step.stride), list(step.dilation), step.groups, list(self.input_size))
-            return packed, shift.float()
+            return (weight.detach().double() * scale.view(-1, 1, 1, 1)).float(), shift.float()
 
 
 def print_conv(step: Conv, tensors: Tensors, program: Program, packed: list[PackedConv]) -> None:
-    """One call of oneDNN's convolution through torch's shim."""
+    """One convolution: the template where the frame holds a weight for it, else oneDNN through torch's shim."""
     inputs = [i.name for i in program.inputs if isinstance(i, TensorSpec)]
     sources = (step.weight, *([step.bias] if step.bias else []), *step.sources)
     size = tuple(int(n) for n in tensors.spec(step.x).shape)
-    want = PackedConv(tuple(inputs.index(n) for n in sources), step, size)
-    first = len(inputs) + 2 * len(packed)
+    activations = [tensors.spec(n) for n in (step.x, *([step.other] if step.other else []))]
+    want = PackedConv(tuple(inputs.index(n) for n in sources), step, size, all(map(_channels_last, activations)))
+    number, first = len(packed), len(inputs) + 2 * len(packed)
     packed.append(want)
     x = tensors.handle(step.x)
     where = ", ".join(f"{ints(v)}" for v in (step.padding, step.stride, step.dilation))
     relu = "true" if step.relu else "false"
+    kernel = ints(tensors.spec(step.weight).shape[2:])
     other = tensors.handle(step.other) if step.other else "nullptr"
     tensors.add_result(step.spec.name, step.spec,
-                       f"convolve({x}, {other}, in[{first}], in[{first + 1}], {where}, {step.groups}, {relu})")
+                       f"convolution(frame, {number}, {x}, {other}, in[{first}], in[{first + 1}], {kernel}, "
+                       f"{ints(step.spec.shape)}, {where}, {step.groups}, {relu})")
+
+
+def _channels_last(spec: TensorSpec) -> bool:
+    """True for dense NHWC memory."""
+    _, c, h, w = (size_expr(n) for n in spec.shape)
+    wanted = (c * h * w, as_expr(1), w * c, c)
+    return tuple(size_expr(s) for s in spec.strides) == wanted
 
 
 def packing_of(conv: PackedConv, threads: int) -> tuple[tuple[int, ...], Hashable, Callable[..., Any]]:

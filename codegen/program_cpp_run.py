@@ -23,6 +23,7 @@ from .program_conv import fuse_convolutions
 from .program_cpp import Printer, entry_name
 from .program_cpp_attention import AttentionChoices, MeasuredAttention
 from .program_cpp_conv import PackedConv, can_convolve, packing_of
+from .program_cpp_conv_methods import ConvMethods
 from .program_cpp_gemm import Product
 from .program_cpp_packing import ProductMethods
 from .program_cpp_python import PythonOperators
@@ -54,12 +55,12 @@ def host_library() -> ctypes.PyDLL:
     path = compile_shared(host_runtime.SOURCE, extra_flags=RUNTIME_FLAGS, libtorch=True)
     library = ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     library.mw_call.restype = ctypes.py_object
-    library.mw_call.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
-                                ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    library.mw_call.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 6, ctypes.c_int, ctypes.c_int]
     address, size, method = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
     library.mw_packed_bytes.restype = ctypes.c_int64
     library.mw_packed_bytes.argtypes = [method, size, size]
     library.mw_pack_b.argtypes = [method, address, *[size] * 4, address]
+    library.mw_conv.argtypes = [ctypes.c_int, *[address] * 6]
     library.mw_gemm.restype = None
     library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, address, *[size] * 3, address, *[size] * 3, address, size,
                                 size, address, size, size, address]
@@ -87,6 +88,7 @@ class CompiledProgram:
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
         self._products = ProductMethods(products, host_library()) if products else None
         self._attentions = AttentionChoices(attentions, library, host_library()) if attentions else None
+        self._conv_methods = ConvMethods(convs, host_library()) if convs else None
         self._wanted_convs = list(convs)
         self._convs: dict[int, PackedWeights] = {}  # by number of threads: oneDNN chooses its layout by it
         self._outputs = [_kind(o) for o in program.outputs]
@@ -103,9 +105,11 @@ class CompiledProgram:
         if self._attentions is not None:
             self._attentions.settle(threads)
         methods = self._products.addresses(tensors, threads) if self._products is not None else None
+        convolutions = self._conv_methods.addresses(tensors, threads, [c.input_size for c in self._wanted_convs]) \
+            if self._conv_methods is not None else None
         handles = torch_compat.handles_of([*tensors, *self._packed_convs(tensors, threads)])
         try:
-            found = self._call(handles, self._entry, integers, numbers, methods,
+            found = self._call(handles, self._entry, integers, numbers, methods, convolutions,
                                self._python.entry, self._n_tensors, threads)
         except IndexError:
             raise IndexOutOfRangeError(f"the graph {self.program.name!r}") from None

@@ -8,7 +8,7 @@ the library's own GEMM with a packed weight; about equal at 1024 rows. Where the
 a second method.
 """
 
-from . import cpu_split_gemm
+from . import cpu_split_conv, cpu_split_gemm
 
 _FP32 = r"""
 #if defined(__AVX512F__)
@@ -346,4 +346,4 @@ extern "C" MW_EXPORT void mw_gemms(int threads, int64_t M, int64_t K, const floa
 }
 """
 
-SOURCE = _FP32 + cpu_split_gemm.SOURCE + _ENTRY
+SOURCE = _FP32 + cpu_split_gemm.SOURCE + _ENTRY + cpu_split_conv.SOURCE

@@ -158,11 +158,12 @@ static void pack_split_panel(const float* b, int64_t sk, int64_t sn, int64_t K, 
 
 // 32 (or 16) x 32 of the product over `steps` k steps, from zero, into `out`. Prefetches `lines` cache lines of `next`
 // between any two groups of tile products: in one burst they would take every fill buffer from the loads of A.
+// Step k of A lies at[k] elements behind a0 and a1, its parts `part` elements apart.
 template <int TILES>
-static inline MW_TILES void multiply(int64_t steps, const bf16* a0, const bf16* a1, const bf16* b, float* out,
-                                     const char* next, int lines) {
-#define MW_A(part) _tile_loadd(4, x + (part) * TILE, 64); if (TILES == 2) _tile_loadd(5, y + (part) * TILE, 64);
-#define MW_B(part) _tile_loadd(6, z + 2 * (part) * TILE, 64); _tile_loadd(7, z + (2 * (part) + 1) * TILE, 64);
+static inline MW_TILES void multiply(int64_t steps, const bf16* a0, const bf16* a1, const int64_t* at, int64_t part,
+                                     const bf16* b, float* out, const char* next, int lines) {
+#define MW_A(i) _tile_loadd(4, x + (i) * part, 64); if (TILES == 2) _tile_loadd(5, y + (i) * part, 64);
+#define MW_B(i) _tile_loadd(6, z + 2 * (i) * TILE, 64); _tile_loadd(7, z + (2 * (i) + 1) * TILE, 64);
 #define MW_PRODUCTS \
   for (int q = 0; q < lines; q++, next += 64) _mm_prefetch(next, _MM_HINT_T1); \
   _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); \
@@ -170,7 +171,7 @@ static inline MW_TILES void multiply(int64_t steps, const bf16* a0, const bf16* 
   _tile_zero(0); _tile_zero(1);
   if (TILES == 2) { _tile_zero(2); _tile_zero(3); }
   for (int64_t k = 0; k < steps; k++) {  // a3 b1, a2 b1, a2 b2, a1 b2, a1 b3
-    const bf16 *x = a0 + k * A_STEP, *y = a1 + k * A_STEP, *z = b + k * B_STEP;
+    const bf16 *x = a0 + at[k], *y = a1 + at[k], *z = b + k * B_STEP;
     MW_B(0) MW_A(2) MW_PRODUCTS
     MW_A(1) MW_PRODUCTS
     MW_B(1) MW_PRODUCTS
@@ -178,7 +179,7 @@ static inline MW_TILES void multiply(int64_t steps, const bf16* a0, const bf16* 
     MW_B(2) MW_PRODUCTS
   }
   for (int64_t k = 0; k < steps; k++) {  // a1 b1
-    const bf16 *x = a0 + k * A_STEP, *y = a1 + k * A_STEP, *z = b + k * B_STEP;
+    const bf16 *x = a0 + at[k], *y = a1 + at[k], *z = b + k * B_STEP;
     MW_B(0) MW_A(0) MW_PRODUCTS
   }
   _tile_stored(0, out, 4 * SC); _tile_stored(1, out + 16, 4 * SC);
@@ -240,6 +241,7 @@ struct Side {
 template <class B>
 static MW_TILES bool split_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t K, const float* a, int64_t sm,
                                  int64_t sk, const std::vector<Side<B>>& sides) {
+  static const int64_t kNext[L1_STEPS] = {0, A_STEP, 2 * A_STEP};
   alignas(64) float tile[32 * SC];
   const bool tall = m1 - m0 > 256;  // taller blocks read B less often; their k blocks are shorter to stay in L2
   const int64_t KC = tall ? 384 : 768, most = tall ? 512 : 256;
@@ -271,8 +273,8 @@ static MW_TILES bool split_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1,
           for (int64_t t = 0; t < tiles; t += 2) {
             const bf16* x = pieces + (t * steps + s) * A_STEP;
             const char* next = (const char*)(z + n * B_STEP) + t / 2 * n * 6 * lines * 64;
-            if (t + 1 < tiles) multiply<2>(n, x, x + steps * A_STEP, z, tile, next, lines);
-            else multiply<1>(n, x, x, z, tile, next, lines);
+            if (t + 1 < tiles) multiply<2>(n, x, x + steps * A_STEP, kNext, TILE, z, tile, next, lines);
+            else multiply<1>(n, x, x, kNext, TILE, z, tile, next, lines);
             const int64_t row = m + t * SR;
             float* to = side.c + row * side.ldc + column;
             const float* bias = side.bias ? side.bias + row * side.bias_m + column : nullptr;

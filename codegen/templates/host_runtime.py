@@ -10,6 +10,7 @@ from . import cpu_attention, cpu_gemm
 
 _HEAD = r"""
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -132,6 +133,7 @@ struct Frame {
   void** outputs;
   int64_t* output_integers;
   const void* const* products;
+  const void* const* convolutions;
   int threads;
   int (*python)(int, void**, const int64_t*, void**);  // runs an operator that has no C form
   char error[2048];
@@ -141,12 +143,12 @@ typedef int (*Entry)(Frame*);
 // Runs `entry`; gives [capsules of the output tensors], output integers through `out_integers`. The input handles
 // behind `capsules` are consumed. An error is raised.
 extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const int64_t* integers, int64_t* out_integers,
-                                       const void* const* products, int (*python)(int, void**, const int64_t*, void**),
-                                       int n_outputs, int threads) {
+                                       const void* const* products, const void* const* convolutions,
+                                       int (*python)(int, void**, const int64_t*, void**), int n_outputs, int threads) {
   long n = PyList_Size(capsules);
   std::vector<void*> in(n + 1), out(n_outputs + 1, nullptr);
   for (long i = 0; i < n; i++) in[i] = PyCapsule_GetPointer(PyList_GetItem(capsules, i), nullptr);
-  Frame frame{in.data(), integers, out.data(), out_integers, products, threads, python, {0}};
+  Frame frame{in.data(), integers, out.data(), out_integers, products, convolutions, threads, python, {0}};
   void* state = PyEval_SaveThread();
   int status = entry(&frame);
   for (long i = 0; i < n; i++) aoti_torch_delete_tensor_object(in[i]);
@@ -229,6 +231,7 @@ struct Product {  // one of several products with the same left side
   const void* how;
 };
 void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
+int mw_conv(int, const int64_t*, const float*, const void*, const float*, const float*, float*);
 void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, int64_t, int64_t, void* const*,
                const int64_t*);
 }
@@ -248,6 +251,7 @@ struct Frame {
   void** outputs;
   int64_t* output_integers;
   const void* const* products;
+  const void* const* convolutions;
   int threads;
   int (*python)(int, void**, const int64_t*, void**);
   char error[2048];
@@ -322,6 +326,25 @@ void* convolve(H x, void* other, void* weight, void* bias, Ints padding, Ints st
               dilation.size(), groups, "add", nullptr, relu ? &attr : nullptr, nullptr, 0, nullptr, &out),
           "convolution");
   return out;
+}
+// The same by the template, where `frame->convolutions` holds a weight for it. `kernel`: its height and width; `sizes`
+// of the result, which like x and other is channels last.
+template <class H>
+void* convolution(Frame* frame, int number, H x, void* other, void* weight, void* bias, Ints kernel, Ints sizes,
+                  Ints padding, Ints stride, Ints dilation, int64_t groups, bool relu) {
+  if (frame->convolutions && frame->convolutions[number]) {
+    int64_t* n;
+    check(aoti_torch_get_sizes(x, &n), "sizes");
+    const int64_t *o = sizes.begin(), *k = kernel.begin(), *s = stride.begin(), *p = padding.begin();
+    const int64_t *d = dilation.begin();
+    const int64_t shape[] = {n[0], n[1], n[2], n[3], o[1], o[2], o[3], k[0], k[1], s[0], s[1], p[0], p[1], d[0], d[1],
+                             relu};
+    Handle out(empty(sizes, {o[1] * o[2] * o[3], 1, o[1] * o[3], o[1]}, 6));
+    const float* added = other ? (const float*)data_of(other) : nullptr;
+    if (mw_conv(frame->threads, shape, data_of(x), frame->convolutions[number], data_of(bias), added, data_of(out.h)))
+      return out.take();
+  }
+  return convolve(x, other, weight, bias, padding, stride, dilation, groups, relu);
 }
 // An operator whose arguments the C shim can't carry: `made` gets new handles (or null).
 void from_python(Frame* frame, int index, std::initializer_list<void*> given, Ints sizes, void** made) {

@@ -1,0 +1,112 @@
+"""How each convolution of a program is done: by oneDNN, or by the template on AMX tiles where that measures faster.
+
+Measured once per shape and number of threads, before the first result, on the real weight; remembered on disk like the
+methods of products (program_cpp_packing).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..runtime import cache
+from ..runtime.packing import Found, PackedWeights
+from ..runtime.toolchain import toolchain
+from .program_cpp_conv import PackedConv
+from .program_cpp_gemm import Weight
+from .program_cpp_packing import may_split, pack, processor
+from .templates.cpu_gemm import SOURCE, SPLIT
+
+MIN_CHANNELS = 16  # a tap's channels are padded to 32
+_CHANNELS = 32
+
+
+class ConvMethods:
+    """The split weights of one program's convolutions, in the order of `frame->convolutions`."""
+
+    def __init__(self, convs: Sequence[PackedConv], library: ctypes.PyDLL) -> None:
+        self._convs, self._library = list(convs), library
+        self._by_threads: dict[int, tuple[list[int], PackedWeights]] = {}
+        self._last: tuple[Found, Any] | None = None
+
+    def addresses(self, inputs: Sequence[torch.Tensor], threads: int, sizes: Sequence[Sequence[int]]) -> Any:
+        """An array of packed weights, null where oneDNN is the choice. `sizes`: every convolution's input, NCHW."""
+        chosen = self._by_threads.get(threads)
+        if chosen is None:
+            slots = [k for k, (conv, size) in enumerate(zip(self._convs, sizes, strict=True))
+                     if pays(self._library, conv, inputs, size, threads)]
+            packed = PackedWeights([(c.positions, ("split", *c.fold), self._packer(c))
+                                    for c in (self._convs[k] for k in slots)])
+            chosen = self._by_threads[threads] = slots, packed
+        slots, packed = chosen
+        found, last = packed.lookup(inputs), self._last
+        if last is not None and last[0] is found:
+            return last[1]
+        array = (ctypes.c_void_p * len(self._convs))()
+        for slot, copy in zip(slots, found.copies, strict=True):
+            array[slot] = copy.data_ptr() if copy is not None else None
+        self._last = found, array
+        return array
+
+    def _packer(self, conv: PackedConv) -> Any:
+        return lambda *sources: split_weight(self._library, conv.folded(*sources)[0])
+
+
+def split_weight(library: ctypes.PyDLL, weight: torch.Tensor) -> torch.Tensor:
+    """A convolution's weight [O, C, R, S] as the split right side [R * S * C, O] of a product, C padded to 32."""
+    out, channels, height, width = weight.shape
+    padded = torch.zeros(out, height, width, -(-channels // _CHANNELS) * _CHANNELS)
+    padded[..., :channels] = weight.permute(0, 2, 3, 1)
+    K = height * width * padded.shape[3]
+    return pack(library, Weight(0, 0, K, out, 1, K), padded, SPLIT)
+
+
+def pays(library: ctypes.PyDLL, conv: PackedConv, inputs: Sequence[torch.Tensor], size: Sequence[int],
+         threads: int) -> bool:
+    """True where the template measures faster than oneDNN."""
+    if conv.step.groups != 1 or not conv.channels_last or size[1] < MIN_CHANNELS or not may_split(library):
+        return False
+    step, shape = conv.step, tuple(inputs[conv.positions[0]].shape)
+    key = cache.key_of("convolution", SOURCE, *toolchain().identity(), processor(), str(torch.__version__),
+                       f"{tuple(size)} {shape} {step.stride} {step.padding} {step.dilation} {threads}")
+    known = cache.get_json(key)
+    if not isinstance(known, dict):
+        folded, shift = conv.folded(*(inputs[p] for p in conv.positions))
+        own_s, library_s = measure(library, conv, folded, shift, size, threads)
+        known = {"own_s": own_s, "library_s": library_s}
+        cache.put_json(key, known)
+    return bool(known["own_s"] < known["library_s"])
+
+
+def measure(library: ctypes.PyDLL, conv: PackedConv, weight: torch.Tensor, shift: torch.Tensor, size: Sequence[int],
+            threads: int) -> tuple[float, float]:
+    """Seconds of the template and of oneDNN on an input of `size` (NCHW): the fastest of interleaved runs."""
+    step = conv.step
+    where = [list(v) for v in (step.padding, step.stride, step.dilation)]
+    x = torch.ones(*size).contiguous(memory_format=torch.channels_last)
+    ours = split_weight(library, weight)
+    theirs = conv.reordered(weight, size)
+    library_run = torch.ops.mkldnn._convolution_pointwise
+    out = library_run(x, theirs, shift, *where, 1, "none", [], None)
+    best = [float("inf"), float("inf")]
+    for _ in range(5):
+        start = time.perf_counter()
+        call_conv(library, threads, x, ours, tuple(weight.shape), conv, shift, out)
+        middle = time.perf_counter()
+        library_run(x, theirs, shift, *where, 1, "none", [], None)
+        best = [min(best[0], middle - start), min(best[1], time.perf_counter() - middle)]
+    return best[0], best[1]
+
+
+def call_conv(library: ctypes.PyDLL, threads: int, x: torch.Tensor, packed: torch.Tensor, shape: Sequence[int],
+              conv: PackedConv, shift: torch.Tensor, out: torch.Tensor, other: torch.Tensor | None = None) -> bool:
+    """The template on channels-last tensors; `shape` is the weight's [O, C, R, S]. False when it could not do it."""
+    step = conv.step
+    numbers = [*x.shape, shape[0], *out.shape[2:], *shape[2:], *step.stride, *step.padding, *step.dilation,
+               int(step.relu)]
+    return bool(library.mw_conv(threads, (ctypes.c_int64 * len(numbers))(*numbers), x.data_ptr(), packed.data_ptr(),
+                                shift.data_ptr(), other.data_ptr() if other is not None else None, out.data_ptr()))
