@@ -33,8 +33,9 @@ _Known = Union[Affine, Tree]
 
 
 def match_affine(kernel: Kernel) -> Affine | None:
-    """The form of a kernel over axes [batch,] channel, position with one float32 output, or None."""
-    if kernel.reduce or kernel.sizes or len(kernel.outputs) != 1 or len(kernel.parallel) not in (2, 3):
+    """The form of a kernel over axes [batch,] channel, position with one float32 output, or None. Extents may be
+    symbolic; the caller compares them with the tensors (`channel_extents`)."""
+    if kernel.reduce or len(kernel.outputs) != 1 or len(kernel.parallel) not in (2, 3):
         return None
     stores = [s for s in kernel.body if isinstance(s, Store)]
     if len(stores) != 1 or not _is_dense(kernel, stores[0].index):
@@ -57,6 +58,11 @@ def match_affine(kernel: Kernel) -> Affine | None:
                         known[dst] = result
     found = known.get(stores[0].value)
     return found if isinstance(found, Affine) else None
+
+
+def channel_extents(kernel: Kernel) -> tuple[Expr, Expr]:
+    """Extents of the channel and the position axis of a kernel that `match_affine` takes, over the kernel's sizes."""
+    return kernel.parallel[-2].size, kernel.parallel[-1].size
 
 
 def _is_dense(kernel: Kernel, index: Expr) -> bool:

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..runtime.program import Alloc, Call, Conv, Launch, Program, Release, Step, TensorSpec, reads
-from .affine import ONE, ZERO, Affine, match_affine, renamed, tensors_of
+from .affine import ONE, ZERO, Affine, channel_extents, match_affine, renamed, tensors_of
+from .expr import Expr, const, product
+from .ir import Kernel
 from .ir_text import parse_kernel
 from .program_cpp_tensors import output_names
-from .program_memory import last_uses, roots
+from .program_memory import last_uses, roots, size_expr, size_text
 from .schema import bind
 
 _POOLS = ("aten.max_pool2d_with_indices.default", "aten.avg_pool2d.default")
@@ -38,20 +40,34 @@ def _takes(call: Call, program: Program) -> bool:
     values = [v for _, v in bind(call)]
     static = {i.name for i in program.inputs if isinstance(i, TensorSpec) and i.static and i.dtype == "float32"}
     spec = call.specs[0]
-    whole = all(isinstance(n, int) for n in (*spec.shape, *spec.strides))
-    return (whole and len(spec.shape) == 4 and spec.dtype == "float32" and values[1]["tensor"] in static
+    return (len(spec.shape) == 4 and isinstance(spec.shape[1], int) and spec.dtype == "float32"
+            and _all_integers(call) and values[1]["tensor"] in static
             and (values[2] is None or values[2]["tensor"] in static) and values[6] is False
-            and spec.strides in (_contiguous(spec), _channels_last(spec)))
+            and _strides(spec) in (_contiguous(spec), _channels_last(spec)))
 
 
-def _contiguous(spec: TensorSpec) -> tuple[int, ...]:
-    _, c, h, w = (int(n) for n in spec.shape)
-    return c * h * w, h * w, w, 1
+def _all_integers(call: Call) -> bool:
+    """False where a stride, padding, dilation or number of groups depends on sizes."""
+    values = [v for _, v in bind(call)]
+    return all(isinstance(n, int) for v in values[3:6] for n in v) and isinstance(values[8], int)
 
 
-def _channels_last(spec: TensorSpec) -> tuple[int, ...]:
-    _, c, h, w = (int(n) for n in spec.shape)
-    return c * h * w, 1, w * c, c
+def _strides(spec: TensorSpec) -> tuple[Expr, ...]:
+    return tuple(map(size_expr, spec.strides))
+
+
+def _contiguous(spec: TensorSpec) -> tuple[Expr, ...]:
+    _, c, h, w = map(size_expr, spec.shape)
+    return c * h * w, h * w, w, const(1)
+
+
+def _channels_last(spec: TensorSpec) -> tuple[Expr, ...]:
+    _, c, h, w = map(size_expr, spec.shape)
+    return c * h * w, const(1), w * c, c
+
+
+def _as_channels_last(spec: TensorSpec) -> TensorSpec:
+    return replace(spec, name=f"{spec.name}__last", strides=tuple(map(size_text, _channels_last(spec))))
 
 
 def with_releases(program: Program) -> Program:
@@ -130,7 +146,7 @@ class _Rewriter:
         needed = {n for f in (*[terms[n] for n in own], shift) for n in tensors_of(f)}
         if not own or len(terms) > 2 or not needed <= self.static or any(terms[n] != ONE for n in rest):
             return False
-        if len(set(names.values())) != len(names) or not self._same_layout(own[0], terms):
+        if len(set(names.values())) != len(names) or not self._same_layout(own[0], terms, step, kernel):
             return False
         for name in own[1:]:
             self.folds[name] = _Fold(scale=terms[name])
@@ -139,12 +155,17 @@ class _Rewriter:
         self.result[own[0]] = step.outputs[0]
         return True
 
-    def _same_layout(self, first: str, terms: Mapping[str, object]) -> bool:
-        """All summands are contiguous in the planned layout (the kernel walked them as one)."""
+    def _same_layout(self, first: str, terms: Mapping[str, object], step: Launch, kernel: Kernel) -> bool:
+        """All summands are contiguous in the planned layout (the kernel walked them as one, channel by channel)."""
         spec = self.convs[first].specs[0]
+        if spec is None or _strides(spec) != _contiguous(spec):
+            return False
+        sizes = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
+        _, channels, *positions = map(size_expr, spec.shape)
+        walked = tuple(e.subs(sizes) for e in channel_extents(kernel))
         others = [self.convs[n].specs[0] for n in terms if n in self.convs]
-        return spec is not None and spec.strides == _contiguous(spec) and all(
-            o is not None and o.strides == spec.strides for o in others)
+        return walked == (channels, product(positions)) and all(
+            o is not None and _strides(o) == _strides(spec) for o in others)
 
     def _is_agnostic(self, step: Step) -> bool:
         """Steps that take a tensor in any layout: convolutions, poolings, and kernels folded away."""
@@ -165,7 +186,7 @@ class _Rewriter:
         assert spec is not None
         _, *rest = bind(self.convs[conv])
         values = [v for _, v in bind(self.convs[conv])]
-        made = replace(spec, name=f"{name}__last", strides=_channels_last(spec))
+        made = _as_channels_last(spec)
         sources = tuple(dict.fromkeys((*tensors_of(fold.scale), *tensors_of(fold.shift))))
         self.steps.append(Conv(
             made, self.last.get(values[0]["tensor"], values[0]["tensor"]), values[1]["tensor"],
@@ -179,7 +200,7 @@ class _Rewriter:
         if spec is None or (len(call.outs) > 1 and call.outs[1] is not None):
             self.steps.append(call)
             return
-        made = replace(spec, name=f"{spec.name}__last", strides=_channels_last(spec))
+        made = _as_channels_last(spec)
         args = ({"tensor": self.last[call.args[0]["tensor"]]}, *call.args[1:])
         outs = (made.name, *call.outs[1:])
         self.steps.append(replace(call, args=args, outs=outs, specs=(made, *call.specs[1:])))
@@ -188,10 +209,10 @@ class _Rewriter:
     def _publish(self, name: str, spec: TensorSpec, made: TensorSpec) -> None:
         """Readers that need the planned layout get a copy of their own."""
         self.last[name] = made.name
-        if self.uses[name] > self.agnostic[name] or spec.strides == made.strides:
+        if self.uses[name] > self.agnostic[name] or _strides(spec) == _strides(made):
             self.steps.append(Call("aten.clone.default", ({"tensor": made.name},),
                                    {"memory_format": {"memory_format": "contiguous_format"}
-                                    if spec.strides == _contiguous(spec) else {"memory_format": "channels_last"}},
+                                    if _strides(spec) == _contiguous(spec) else {"memory_format": "channels_last"}},
                                    (spec.name,), (spec,)))
 
 

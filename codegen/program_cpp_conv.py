@@ -3,7 +3,7 @@ the template on AMX tiles where `frame->convolutions` holds a weight for it (see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from ..runtime.program import Conv, Program, TensorSpec
 from .affine import evaluate
-from .expr import as_expr
+from .expr import Expr, as_expr
 from .program_cpp_tensors import Tensors, ints
 from .program_memory import size_expr
 
@@ -19,11 +19,12 @@ from .program_memory import size_expr
 @dataclass(frozen=True)
 class PackedConv:
     """Weight and bias of a convolution, made from the inputs at `positions`: weight, [bias,] channel tensors.
-    `channels_last`: all its activations are, so that the template may take them."""
+    `input_size` is NCHW, over the program's symbols; `channels_last`: all its activations are, so that the template
+    may take them."""
 
     positions: tuple[int, ...]
     step: Conv
-    input_size: tuple[int, ...]
+    input_size: tuple[Expr, ...]
     channels_last: bool = True
 
     @property
@@ -31,16 +32,11 @@ class PackedConv:
         """Equal where the same tensors give the same weight and bias."""
         return self.step.scale, self.step.shift, self.step.sources, self.step.bias is not None
 
-    @property
-    def variant(self) -> Hashable:
-        """Equal for equal packed copies of the same tensors."""
-        s = self.step
-        return ("conv", s.stride, s.padding, s.dilation, s.groups, *self.fold, self.input_size)
-
-    def pack(self, weight: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(reordered weight with the factor folded in, bias with factor and shift)."""
+    def pack(self, size: Sequence[int], weight: torch.Tensor, *rest: torch.Tensor,
+             ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weight with the factor folded in, in oneDNN's layout for inputs of `size`, bias with factor and shift)."""
         folded, shift = self.folded(weight, *rest)
-        return self.reordered(folded, self.input_size), shift
+        return self.reordered(folded, size), shift
 
     def reordered(self, weight: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """A weight in oneDNN's layout for inputs of `size` (NCHW)."""
@@ -65,7 +61,7 @@ def print_conv(step: Conv, tensors: Tensors, program: Program, packed: list[Pack
     """One convolution: the template where the frame holds a weight for it, else oneDNN through torch's shim."""
     inputs = [i.name for i in program.inputs if isinstance(i, TensorSpec)]
     sources = (step.weight, *([step.bias] if step.bias else []), *step.sources)
-    size = tuple(int(n) for n in tensors.spec(step.x).shape)
+    size = tuple(size_expr(n) for n in tensors.spec(step.x).shape)
     activations = [tensors.spec(n) for n in (step.x, *([step.other] if step.other else []))]
     want = PackedConv(tuple(inputs.index(n) for n in sources), step, size, all(map(_channels_last, activations)))
     number, first = len(packed), len(inputs) + 2 * len(packed)
@@ -87,12 +83,7 @@ def _channels_last(spec: TensorSpec) -> bool:
     return tuple(size_expr(s) for s in spec.strides) == wanted
 
 
-def packing_of(conv: PackedConv, threads: int) -> tuple[tuple[int, ...], Hashable, Callable[..., Any]]:
-    """What `PackedWeights` wants to know. A weight packed for another number of threads would be reordered every call
-    (measured on ResNet-50: 3 times slower)."""
-    return conv.positions, (threads, conv.variant), conv.pack
-
-
 def can_convolve() -> bool:
     """True where this torch has oneDNN's packed convolution."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_get_mkldnn_serialized_md"))

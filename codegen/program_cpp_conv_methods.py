@@ -10,6 +10,7 @@ import ctypes
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -17,6 +18,7 @@ from ..runtime import cache
 from ..runtime.packing import Found, PackedWeights
 from ..runtime.toolchain import toolchain
 from .program_cpp_conv import PackedConv
+from .program_cpp_conv_sizes import SizeSet
 from .program_cpp_gemm import Weight
 from .program_cpp_packing import may_split, pack, processor
 from .templates.cpu_gemm import SOURCE, SPLIT
@@ -30,18 +32,18 @@ class ConvMethods:
 
     def __init__(self, convs: Sequence[PackedConv], library: ctypes.PyDLL) -> None:
         self._convs, self._library = list(convs), library
-        self._by_threads: dict[int, tuple[list[int], PackedWeights]] = {}
+        self._chosen: WeakKeyDictionary[SizeSet, tuple[list[int], PackedWeights]] = WeakKeyDictionary()
         self._last: tuple[Found, Any] | None = None
 
-    def addresses(self, inputs: Sequence[torch.Tensor], threads: int, sizes: Sequence[Sequence[int]]) -> Any:
-        """An array of packed weights, null where oneDNN is the choice. `sizes`: every convolution's input, NCHW."""
-        chosen = self._by_threads.get(threads)
+    def addresses(self, inputs: Sequence[torch.Tensor], threads: int, sizes: SizeSet) -> Any:
+        """An array of packed weights, null where oneDNN is the choice."""
+        chosen = self._chosen.get(sizes)
         if chosen is None:
-            slots = [k for k, (conv, size) in enumerate(zip(self._convs, sizes, strict=True))
+            slots = [k for k, (conv, size) in enumerate(zip(self._convs, sizes.sizes, strict=True))
                      if pays(self._library, conv, inputs, size, threads)]
             packed = PackedWeights([(c.positions, ("split", *c.fold), self._packer(c))
                                     for c in (self._convs[k] for k in slots)])
-            chosen = self._by_threads[threads] = slots, packed
+            chosen = self._chosen[sizes] = slots, packed
         slots, packed = chosen
         found, last = packed.lookup(inputs), self._last
         if last is not None and last[0] is found:

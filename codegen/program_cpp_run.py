@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -14,7 +13,6 @@ import torch
 
 from ..runtime import torch_compat
 from ..runtime.errors import IndexOutOfRangeError
-from ..runtime.packing import PackedWeights
 from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared
 from .cpp import CompiledCppKernel
@@ -22,8 +20,9 @@ from .program_attention import lower_attention
 from .program_conv import fuse_convolutions
 from .program_cpp import Printer, entry_name
 from .program_cpp_attention import AttentionChoices, MeasuredAttention
-from .program_cpp_conv import PackedConv, can_convolve, packing_of
+from .program_cpp_conv import PackedConv, can_convolve
 from .program_cpp_conv_methods import ConvMethods
+from .program_cpp_conv_sizes import ConvSizes
 from .program_cpp_gemm import Product
 from .program_cpp_packing import ProductMethods
 from .program_cpp_python import PythonOperators
@@ -89,8 +88,7 @@ class CompiledProgram:
         self._products = ProductMethods(products, host_library()) if products else None
         self._attentions = AttentionChoices(attentions, library, host_library()) if attentions else None
         self._conv_methods = ConvMethods(convs, host_library()) if convs else None
-        self._wanted_convs = list(convs)
-        self._convs: dict[int, PackedWeights] = {}  # by number of threads: oneDNN chooses its layout by it
+        self._conv_sizes = ConvSizes(program, convs) if convs else None
         self._outputs = [_kind(o) for o in program.outputs]
         self._python = PythonOperators(from_python)
         self._n_tensors = self._outputs.count("tensor")
@@ -105,9 +103,12 @@ class CompiledProgram:
         if self._attentions is not None:
             self._attentions.settle(threads)
         methods = self._products.addresses(tensors, threads) if self._products is not None else None
-        convolutions = self._conv_methods.addresses(tensors, threads, [c.input_size for c in self._wanted_convs]) \
-            if self._conv_methods is not None else None
-        handles = torch_compat.handles_of([*tensors, *self._packed_convs(tensors, threads)])
+        convolutions, given = None, tensors
+        if self._conv_sizes is not None and self._conv_methods is not None:
+            chosen = self._conv_sizes.settle(tensors, integers, threads)
+            convolutions = self._conv_methods.addresses(tensors, threads, chosen)
+            given = [*tensors, *chosen.inputs(tensors)]
+        handles = torch_compat.handles_of(given)
         try:
             found = self._call(handles, self._entry, integers, numbers, methods, convolutions,
                                self._python.entry, self._n_tensors, threads)
@@ -117,15 +118,6 @@ class CompiledProgram:
             raise self._python.error() or error from None
         results = torch_compat.tensors_of(found)
         return results if self._only_tensors else self._merge(results, numbers)
-
-    def _packed_convs(self, tensors: Sequence[torch.Tensor], threads: int) -> list[torch.Tensor]:
-        """Weight and bias of every packed convolution."""
-        if not self._wanted_convs:
-            return []
-        if threads not in self._convs:
-            self._convs[threads] = PackedWeights([packing_of(c, threads) for c in self._wanted_convs])
-        found = self._convs[threads].lookup(tensors).made(tensors)
-        return list(itertools.chain.from_iterable(found))
 
     def _split(self, inputs: Sequence[Value]) -> tuple[list[Any], Any]:
         if not self._integers:

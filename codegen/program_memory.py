@@ -40,6 +40,11 @@ def size_expr(value: str | int) -> Expr:
     return parse_expr(value) if isinstance(value, str) else const(value)
 
 
+def size_text(size: Expr) -> str | int:
+    """An expression as a `Size`: inverse of `size_expr`."""
+    return size.value if size.is_const else str(size)
+
+
 def nbytes(spec: TensorSpec) -> Expr:
     """Bytes from the first to behind the last element, rounded up to `ALIGN`."""
     sizes, strides = [size_expr(s) for s in spec.shape], [size_expr(s) for s in spec.strides]

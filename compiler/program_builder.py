@@ -15,6 +15,7 @@ from torch import fx
 from ..codegen.expr import Expr
 from ..codegen.group import Group
 from ..codegen.lowering import CannotLower, kind_of, size_expr
+from ..codegen.program_memory import size_text
 from ..runtime.program import (
     Alloc,
     Call,
@@ -46,8 +47,7 @@ IN_PLACE = {aten.index_put.default: "aten.index_put_.default", aten.scatter_add.
 
 def program_text(size: Any) -> str | int:
     """A size as `Program` writes it: an int, or an expression in text."""
-    e = size if isinstance(size, Expr) else size_expr(size)
-    return e.value if e.is_const else str(e)
+    return size_text(size if isinstance(size, Expr) else size_expr(size))
 
 
 def tensor_spec(name: str, value: torch.Tensor, *, static: bool = False, source: str | None = None) -> TensorSpec:

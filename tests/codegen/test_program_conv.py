@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from meshwright.codegen import program_cpp_conv_sizes as conv_sizes
 from meshwright.codegen.program_conv import fuse_convolutions
 from meshwright.codegen.program_cpp_conv import can_convolve
 from meshwright.codegen.program_cpp_run import compile_program
-from meshwright.runtime.program import Alloc, Call, Conv, Launch, Program, TensorSpec
+from meshwright.codegen.program_memory import size_expr, size_text
+from meshwright.runtime import packing
+from meshwright.runtime.program import Alloc, Call, Conv, Launch, Program, Size, Symbol, SymbolInput, TensorSpec
 
 if not can_convolve():
     pytest.skip("this torch has no oneDNN", allow_module_level=True)
@@ -120,3 +123,133 @@ def test_training_and_shared_results_do_not_fold():
     z, g, c1 = compile_program(block(outputs=("z", "g", "c1")))(inputs)
     torch.testing.assert_close(c1, F.conv2d(inputs[0], inputs[1], padding=1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(z, reference(*inputs)[0], rtol=1e-4, atol=1e-4)
+
+
+# -- symbolic sizes ---------------------------------------------------------------------------------
+SYMBOLIC_HEAD = ("(n, h, w, ", "8*h*w*p0 + h*w*p1 + p2", "axes p0: n, p1: 8, p2: h*w")
+SIZES = [(2, 6, 6), (3, 6, 6), (2, 9, 5), (1, 1, 7), (5, 32, 30)]
+
+
+def symbolic(kernel: str) -> str:
+    """A kernel of this file over batch `n` and image `h` x `w`."""
+    head, index, axes = SYMBOLIC_HEAD
+    return (kernel.replace("(in0", head + "in0", 1).replace("288*p0 + 36*p1 + p2", index)
+            .replace("axes p0: 2, p1: 8, p2: 36", axes).replace("axes p0: 576", "axes p0: 8*n*h*w"))
+
+
+def dense(name: str, *shape: Size) -> TensorSpec:
+    strides, step = [], size_expr(1)
+    for size in reversed(shape):
+        strides.append(size_text(step))
+        step = step * size_expr(size)
+    return TensorSpec(name, "float32", shape, tuple(reversed(strides)))
+
+
+def symbolic_block() -> Program:
+    """`block`, then a max pool (p) of the sum: batch and width are dimensions of x, the height is an integer input."""
+    image = ("s0", 8, "s7", "s1")
+    half = ("s0", 8, "floordiv(s7 - 1, 2) + 1", "floordiv(s1 - 1, 2) + 1")
+    fixed = block()
+    steps: list[object] = []
+    for step in fixed.steps:
+        match step:
+            case Alloc():
+                steps.append(Alloc(dense(step.spec.name, *image), step.escapes))
+            case Launch():
+                steps.append(Launch(step.kernel, step.inputs, step.outputs, ("s0", "s7", "s1")))
+            case Call():
+                steps.append(Call(step.op, step.args, {}, step.outs, (dense(str(step.outs[0]), *image),)))
+    pool = Call("aten.max_pool2d_with_indices.default", ({"tensor": "z"}, [3, 3], [2, 2], [1, 1]), {}, ("p", None),
+                (dense("p", *half), None))
+    return Program("block", (SymbolInput("height"), dense("x", *image), *fixed.inputs[1:]),
+                   (Symbol("s0", tensor="x"), Symbol("s1", tensor="x", dim=3), Symbol("s7", argument=0)),
+                   (*steps, pool), ("g", "p"), {k: symbolic(v) for k, v in fixed.kernels.items()})
+
+
+def check_symbolic(program, size, weights) -> None:
+    x = torch.randn(size[0], 8, *size[1:])
+    z, g = reference(x, *weights)
+    got = program([size[1], x, *weights])
+    for have, wanted in zip(got, (g, F.max_pool2d(z, 3, 2, 1)), strict=True):
+        assert have.stride() == wanted.stride()
+        torch.testing.assert_close(have, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_symbolic_sizes_fold_as_constant_ones_do():
+    steps = fuse_convolutions(symbolic_block()).steps
+    assert [(c.relu, c.other is not None) for c in steps if isinstance(c, Conv)] == [(True, False), (False, True)]
+    assert [s.kernel for s in steps if isinstance(s, Launch)] == ["gate"]
+    pool = next(s for s in steps if isinstance(s, Call) and s.op == "aten.max_pool2d_with_indices.default")
+    assert pool.args[0] == {"tensor": "z__last"}
+
+
+def test_symbolic_sizes_run_at_any_size():
+    program, weights = compile_program(symbolic_block()), block_inputs()[1:]
+    for size in (*SIZES, *SIZES, *reversed(SIZES)):
+        check_symbolic(program, size, weights)
+    weights[2].mul_(2.0)
+    check_symbolic(program, SIZES[0], weights)
+
+
+def test_sizes_are_packed_for_when_they_come_again():
+    program, weights = compile_program(symbolic_block()), block_inputs()[1:]
+    sizes = program._conv_sizes
+    assert sizes is not None
+
+    def sets_after(size) -> list[tuple[int, ...]]:
+        check_symbolic(program, size, weights)
+        return list(sizes._sets[torch.get_num_threads()])
+
+    for size in SIZES:
+        assert len(sets_after(size)) == 1  # of the first call
+    batch, height, width = SIZES[0]
+    for size in SIZES[1:]:
+        last = sets_after(size)
+    assert len(last) == conv_sizes.MAX_SIZES and (batch, width, height) not in last  # the least recently used
+
+
+def test_sizes_of_one_layout_share_a_copy(monkeypatch):
+    packing.clear()
+    program, weights = compile_program(symbolic_block()), block_inputs()[1:]
+    for layouts in (1, 2):
+        monkeypatch.setattr(conv_sizes, "_layout", lambda *_, layouts=layouts: bytes([layouts]))
+        for size in SIZES[2 * layouts - 2: 2 * layouts]:
+            check_symbolic(program, size, weights)
+            check_symbolic(program, size, weights)
+        owned = packing._owners[id(weights[0])].copies
+        assert sum(key[0] == "conv" for key in owned) == layouts
+
+
+def test_a_weight_packed_for_other_sizes_still_fits():
+    """oneDNN wants other layouts of this weight for these sizes and threads, on most processors."""
+    x = dense("x", "s0", 2048, "s1", "s1")
+    args = ({"tensor": "x"}, {"tensor": "w"}, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    step = Call("aten.convolution.default", args, {}, ("y",), (dense("y", "s0", 512, "s1", "s1"),))
+    program = compile_program(Program("one", (x, spec("w", 512, 2048, 1, 1, static=True)),
+                                      (Symbol("s0", tensor="x"), Symbol("s1", tensor="x", dim=2)), (step,), ("y",)))
+    weight, before = torch.randn(512, 2048, 1, 1) / 45, torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for size in (7, 9, 9, 21, 7):
+            image = torch.randn(1, 2048, size, size)
+            torch.testing.assert_close(program([image, weight])[0], F.conv2d(image, weight), rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_kernel_along_other_axes_does_not_fold():
+    """Statistics along the height: dense and affine too, only the extents tell."""
+    program = symbolic_block()
+    turned = {**program.kernels, "bn": program.kernels["bn"].replace("p1: 8, p2: h*w", "p1: h, p2: 8*w")
+              .replace("8*h*w*p0 + h*w*p1 + p2", "8*h*w*p0 + 8*w*p1 + p2")}
+    steps = fuse_convolutions(Program(program.name, program.inputs, program.symbols, program.steps, program.outputs,
+                                      turned)).steps
+    assert [s.kernel for s in steps if isinstance(s, Launch)] == ["bn", "gate"]
+
+
+def test_symbolic_channels_are_left_to_aten():
+    program = symbolic_block()
+    steps = [Call(s.op, s.args, {}, s.outs, (dense(str(s.outs[0]), "s0", "s7", "s7", "s1"),))
+             if isinstance(s, Call) and s.op == "aten.convolution.default" else s for s in program.steps]
+    left = Program(program.name, program.inputs, program.symbols, tuple(steps), program.outputs, program.kernels)
+    assert fuse_convolutions(left) == left
