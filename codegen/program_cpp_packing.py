@@ -25,6 +25,7 @@ from .templates.cpu_gemm import FP32, LIBRARY, SOURCE, SPLIT, SPLIT_NOW
 
 TYPICAL = 128  # stands for a symbolic size
 _ALIGN = 64
+_HUGE = 1 << 21  # bytes of a huge page: a weight is read once per call, and small pages cost a look-up each
 _SMALL = 1 << 20  # products of fewer multiplications are not measured: the packed form saves a call into the library
 _COLD_FLOATS = 4 << 20
 _LONG_S = 0.02  # after two runs this long, two are enough
@@ -93,9 +94,11 @@ def may_split(library: ctypes.PyDLL) -> bool:
 
 
 def pack(library: ctypes.PyDLL, weight: Weight, tensor: torch.Tensor, method: int) -> torch.Tensor:
-    """A packed copy of the matrix (bytes), aligned for vector loads."""
-    room = torch.empty(int(library.mw_packed_bytes(method, weight.K, weight.N)) + _ALIGN, dtype=torch.uint8)
-    out = room[-room.data_ptr() % _ALIGN:]
+    """A packed copy of the matrix (bytes), aligned for vector loads; large ones for huge pages."""
+    size = int(library.mw_packed_bytes(method, weight.K, weight.N))
+    align = _HUGE if size >= _HUGE else _ALIGN
+    room = torch.empty(size + align, dtype=torch.uint8)  # what is skipped is never touched
+    out = room[-room.data_ptr() % align:]
     if not library.mw_pack_b(method, tensor.data_ptr() + 4 * weight.offset, weight.stride_k, weight.stride_n,
                              weight.K, weight.N, out.data_ptr()):
         raise AssertionError(f"method {method} was chosen for {weight}, which it can't pack")
@@ -116,12 +119,15 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
     else:
         address, strides_b = b.data_ptr(), (N, 1) if product.b_rows else (1, K)
         how = {m: SPLIT_NOW if m == SPLIT else None for m in methods}
-    # In a model, a weight comes from beyond the second-level cache each time; so it must here.
+    # In a model, a weight comes from memory each time; so it must here (where nothing can be evicted, from beyond L2).
     cold = torch.empty(_COLD_FLOATS)
+    read = [*copies.values(), tensor] if weight is not None and tensor is not None else []
     best = dict.fromkeys(methods, float("inf"))
     for turn in range(6):
         for method in methods:
             cold.zero_()
+            for memory in read:
+                library.mw_evict(memory.data_ptr(), memory.numel() * memory.element_size())
             start = time.perf_counter()
             library.mw_gemm(threads, 1, M, N, K, a.data_ptr(), 0, *strides_a, address, 0, *strides_b, None, 0, 0,
                             out.data_ptr(), 0, N, how[method])

@@ -58,6 +58,7 @@ def host_library() -> ctypes.PyDLL:
     address, size, method = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
     library.mw_packed_bytes.restype = ctypes.c_int64
     library.mw_packed_bytes.argtypes = [method, size, size]
+    library.mw_evict.argtypes, library.mw_evict.restype = [address, size], None
     library.mw_pack_b.argtypes = [method, address, *[size] * 4, address]
     library.mw_conv.argtypes = [ctypes.c_int, *[address] * 6]
     library.mw_gemm.restype = None

@@ -2,9 +2,9 @@
 
 The input of a block of output rows is split once into planes [channel block][part][pixel][32 channels], padded, one
 image per phase of the stride. Then a tile of A, 16 output pixels by 32 channels of one tap, is 1 KB of a plane at the
-pixel's place plus the tap's shift: no copy per tap (im2col), no gather. Pixels are numbered through padded rows, so that
-tiles run over row ends; the few products for padding are not stored. The weight [O, R, S, C] is a packed right side with
-K = R * S * C, channels padded to 32.
+pixel's place plus the tap's shift: no copy per tap (im2col), no gather. Pixels are numbered through padded rows, so
+that tiles run over row ends; the few products for padding are not stored. The weight [O, R, S, C] is a packed right
+side with K = R * S * C, channels padded to 32.
 """
 
 SOURCE = r"""
@@ -55,6 +55,44 @@ static MW_TILES void split_image(const ConvPlan& p, const float* x, int64_t n, i
   }
 }
 
+// What is done to sums on their way out: relu(tile + sum + bias + other), rows to their places.
+struct Finish {
+  __mmask16 left, right;
+  const float *bias, *other;
+  float* out;
+  bool relu;
+  void fetch(const int64_t* place, int count) const {  // while the tiles multiply: rows lie O apart, too far for hardware
+    for (int i = 0; i < count; i++)
+      if (place[i] >= 0)
+        for (int j = 0; j < SC; j += 16) {
+          __builtin_prefetch(out + place[i] + j, 1);
+          if (other) __builtin_prefetch(other + place[i] + j, 0);
+        }
+  }
+  MW_TILES void rows(const float* tile, const float* sum, const int64_t* place, int count) const {
+    const __m512 bias_l = _mm512_maskz_loadu_ps(left, bias), bias_r = _mm512_maskz_loadu_ps(right, bias + 16);
+    for (int i = 0; i < count; i++) {
+      if (place[i] < 0) continue;
+      __m512 l = _mm512_add_ps(_mm512_load_ps(tile + i * SC), bias_l);
+      __m512 r = _mm512_add_ps(_mm512_load_ps(tile + i * SC + 16), bias_r);
+      if (sum) {
+        l = _mm512_add_ps(l, _mm512_load_ps(sum + i * SC));
+        r = _mm512_add_ps(r, _mm512_load_ps(sum + i * SC + 16));
+      }
+      if (other) {
+        l = _mm512_add_ps(l, _mm512_maskz_loadu_ps(left, other + place[i]));
+        r = _mm512_add_ps(r, _mm512_maskz_loadu_ps(right, other + place[i] + 16));
+      }
+      if (relu) {  // NaN stays: the second operand is the answer when either is none
+        l = _mm512_max_ps(_mm512_setzero_ps(), l);
+        r = _mm512_max_ps(_mm512_setzero_ps(), r);
+      }
+      _mm512_mask_storeu_ps(out + place[i], left, l);
+      _mm512_mask_storeu_ps(out + place[i] + 16, right, r);
+    }
+  }
+};
+
 // Output rows r0..r0+rows of image n, panels p0..p1. False when the values leave the range of the method.
 static MW_TILES bool conv_block(const ConvPlan& p, int64_t n, int64_t r0, int64_t rows, int64_t p0, int64_t p1,
                                 const float* x, const SplitB& b, const float* bias, const float* other, float* out) {
@@ -71,37 +109,33 @@ static MW_TILES bool conv_block(const ConvPlan& p, int64_t n, int64_t r0, int64_
   std::vector<int64_t> place(tiles * SR, -1);  // where an output pixel is stored, -1 for padding
   for (int64_t q = 0; q < pixels; q++)
     if (q % p.columns < s.Wo) place[q] = ((n * s.Ho + r0 + q / p.columns) * s.Wo + q % p.columns) * s.O;
+  const int64_t span = std::min(L1_STEPS, steps);  // k steps whose tiles of B stay in L1 while all pixels use them
+  float* sums = scratch_c.get(pairs * 2 * SR * SC);
   alignas(64) float tile[2 * SR * SC];
   const int lines = (int)((16 + pairs - 1) / pairs);
   configure_tiles();
   for (int64_t panel = p0; panel < p1; panel++) {
     const bf16* z = b.pieces(panel, 0, 0, theirs);
     if (!splits(mine, theirs)) break;
-    const __mmask16 left = lanes(s.O - panel * SC), right = lanes(s.O - panel * SC - 16);
-    const __m512 bias_l = _mm512_maskz_loadu_ps(left, bias + panel * SC);
-    const __m512 bias_r = _mm512_maskz_loadu_ps(right, bias + panel * SC + 16);
-    for (int64_t t = 0; t < tiles; t += 2) {
-      const bf16* a = planes + t * SR * SK;
-      const char* next = (const char*)(z + steps * B_STEP) + t / 2 * steps * 6 * lines * 64;
-      const bool two = t + 1 < tiles;
-      if (two) multiply<2>(steps, a, a + SR * SK, at.data(), plane * SK, z, tile, next, lines);
-      else multiply<1>(steps, a, a, at.data(), plane * SK, z, tile, next, lines);
-      for (int i = 0; i < (two ? 2 * SR : SR); i++) {
-        const int64_t to = place[t * SR + i];
-        if (to < 0) continue;
-        const int64_t first = to + panel * SC;
-        __m512 l = _mm512_add_ps(_mm512_load_ps(tile + i * SC), bias_l);
-        __m512 r = _mm512_add_ps(_mm512_load_ps(tile + i * SC + 16), bias_r);
-        if (other) {
-          l = _mm512_add_ps(l, _mm512_maskz_loadu_ps(left, other + first));
-          r = _mm512_add_ps(r, _mm512_maskz_loadu_ps(right, other + first + 16));
-        }
-        if (s.relu) {  // NaN stays: the second operand is the answer when either is none
-          l = _mm512_max_ps(_mm512_setzero_ps(), l);
-          r = _mm512_max_ps(_mm512_setzero_ps(), r);
-        }
-        _mm512_mask_storeu_ps(out + first, left, l);
-        _mm512_mask_storeu_ps(out + first + 16, right, r);
+    const Finish finish{lanes(s.O - panel * SC), lanes(s.O - panel * SC - 16), bias + panel * SC,
+                        other ? other + panel * SC : nullptr, out + panel * SC, s.relu != 0};
+    for (int64_t k = 0; k < steps; k += span) {
+      const int64_t n = std::min(span, steps - k);
+      for (int64_t t = 0; t < tiles; t += 2) {
+        const bf16* a = planes + t * SR * SK;
+        const char* next = (const char*)(z + (k + n) * B_STEP) + t / 2 * n * 6 * lines * 64;
+        const bool two = t + 1 < tiles, last = k + n == steps;
+        float* sum = sums + t * SR * SC;
+        float* to = k == 0 && !last ? sum : tile;
+        const int64_t* steps_at = at.data() + k;
+        const int rows_here = two ? 2 * SR : SR;
+        if (last) finish.fetch(place.data() + t * SR, rows_here);
+        if (two) multiply<2>(n, a, a + SR * SK, steps_at, plane * SK, z + k * B_STEP, to, next, lines);
+        else multiply<1>(n, a, a, steps_at, plane * SK, z + k * B_STEP, to, next, lines);
+        if (last) finish.rows(tile, k ? sum : nullptr, place.data() + t * SR, rows_here);
+        else if (k)
+          for (int q = 0; q < rows_here * SC; q += 16)
+            _mm512_store_ps(sum + q, _mm512_add_ps(_mm512_load_ps(sum + q), _mm512_load_ps(tile + q)));
       }
     }
   }
@@ -115,7 +149,8 @@ static bool split_conv(int threads, const ConvShape& given, const float* x, cons
   if (s.R == 1 && s.S == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0)
     s.H = s.Ho = s.N * s.H, s.N = 1;  // no padding: images are rows of one
   const ConvPlan plan(s);
-  const int64_t panels = (s.O + SC - 1) / SC, room = 768 * 1024;  // bytes of planes, beside a panel of B, in L2
+  const int64_t panels = (s.O + SC - 1) / SC, panel_bytes = (int64_t)plan.taps.size() * plan.blocks * B_STEP * 2;
+  const int64_t room = std::max<int64_t>(256 << 10, (1536 << 10) - panel_bytes);  // of planes, beside a panel, in L2
   int64_t rows = std::max<int64_t>(1, std::min(s.Ho, room / plan.row_bytes() - plan.halo));
   const bool by_rows = threads > 1 && s.N * s.Ho * s.Wo >= 192 * threads;
   if (by_rows && s.N < threads) rows = std::min(rows, (s.Ho + threads - 1) / threads);
