@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -95,8 +95,10 @@ def measure(library: ctypes.PyDLL, conv: PackedConv, weight: torch.Tensor, shift
     library_run = torch.ops.mkldnn._convolution_pointwise
     out = library_run(x, theirs, shift, *where, 1, "none", [], None)
     best = [float("inf"), float("inf")]
-    runs = (lambda: call_conv(library, threads, x, ours, tuple(weight.shape), conv, shift, out),
-            lambda: library_run(x, theirs, shift, *where, 1, "none", [], None))
+    runs: list[Callable[[], Any]] = [
+        lambda: call_conv(library, threads, x, ours, tuple(weight.shape), conv, shift, out),
+        lambda: library_run(x, theirs, shift, *where, 1, "none", [], None),
+    ]
     reads = ((ours.data_ptr(), ours.numel()),
              (int(torch.ops.mkldnn.data_ptr(theirs)), int(torch.ops.mkldnn._nbytes(theirs))))
     for _ in range(5):

@@ -61,7 +61,8 @@ struct Finish {
   const float *bias, *other;
   float* out;
   bool relu;
-  void fetch(const int64_t* place, int count) const {  // while the tiles multiply: rows lie O apart, too far for hardware
+  // While the tiles multiply: rows lie O apart, too far for the hardware to foresee.
+  void fetch(const int64_t* place, int count) const {
     for (int i = 0; i < count; i++)
       if (place[i] >= 0)
         for (int j = 0; j < SC; j += 16) {
