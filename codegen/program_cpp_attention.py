@@ -20,7 +20,7 @@ from ..runtime.toolchain import toolchain
 from .expr import Expr
 from .program_attention import FLASH, why_not
 from .program_cpp_calls import c_float
-from .program_cpp_packing import processor
+from .program_cpp_packing import HOST_FLOATS, processor
 from .program_cpp_tensors import Tensors, ints
 from .program_memory import size_expr
 from .schema import Unsupported, operator_of
@@ -157,10 +157,11 @@ def measure(host: ctypes.PyDLL, a: MeasuredAttention, threads: int) -> tuple[flo
     """Seconds of the template and of ATen's operator: the fastest of interleaved runs."""
     batch = max(1, min(a.batch, a.batch * _LARGE // max(1, a.work)))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        q, k, v = (torch.randn(batch, length, heads, a.head).transpose(1, 2)
+        q, k, v = (torch.randn(batch, length, heads, a.head, **HOST_FLOATS).transpose(1, 2)
                    for length, heads in ((a.queries, a.heads), (a.keys, a.kv_heads), (a.keys, a.kv_heads)))
-        mask = torch.zeros(batch, 1, a.queries if a.mask == "full" else 1, a.keys) if a.mask else None
-        out = torch.empty(batch, a.queries, a.heads, a.head).transpose(1, 2)
+        rows = a.queries if a.mask == "full" else 1
+        mask = torch.zeros(batch, 1, rows, a.keys, **HOST_FLOATS) if a.mask else None
+        out = torch.empty(batch, a.queries, a.heads, a.head, **HOST_FLOATS).transpose(1, 2)
         flash = operator_of(FLASH)
         runs: list[Callable[[], Any]] = [
             lambda: call_attention(host, threads, q, k, v, mask, out, causal=a.causal),

@@ -51,7 +51,7 @@ class PackedConv:
         with torch.no_grad():
             bias = others.pop(0).detach().double() if step.bias is not None else 0.0
             channel = {n: t.detach().double() for n, t in zip(step.sources, others, strict=True)}
-            ones = torch.ones(weight.shape[0], dtype=torch.float64)
+            ones = torch.ones(weight.shape[0], dtype=torch.float64, device="cpu")
             scale: Any = evaluate(step.scale, channel) * ones
             shift: Any = evaluate(step.shift, channel) * ones + bias * scale
             return (weight.detach().double() * scale.view(-1, 1, 1, 1)).float(), shift.float()

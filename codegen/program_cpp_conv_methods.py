@@ -20,7 +20,7 @@ from ..runtime.toolchain import toolchain
 from .program_cpp_conv import PackedConv
 from .program_cpp_conv_sizes import SizeSet
 from .program_cpp_gemm import Weight
-from .program_cpp_packing import may_split, pack, processor
+from .program_cpp_packing import HOST_FLOATS, may_split, pack, processor
 from .templates.cpu_gemm import SOURCE, SPLIT
 
 MIN_CHANNELS = 16  # a tap's channels are padded to 32
@@ -61,7 +61,7 @@ class ConvMethods:
 def split_weight(library: ctypes.PyDLL, weight: torch.Tensor) -> torch.Tensor:
     """A convolution's weight [O, C, R, S] as the split right side [R * S * C, O] of a product, C padded to 32."""
     out, channels, height, width = weight.shape
-    padded = torch.zeros(out, height, width, -(-channels // _CHANNELS) * _CHANNELS)
+    padded = torch.zeros(out, height, width, -(-channels // _CHANNELS) * _CHANNELS, **HOST_FLOATS)
     padded[..., :channels] = weight.permute(0, 2, 3, 1)
     K = height * width * padded.shape[3]
     return pack(library, Weight(0, 0, K, out, 1, K), padded, SPLIT)
@@ -89,7 +89,7 @@ def measure(library: ctypes.PyDLL, conv: PackedConv, weight: torch.Tensor, shift
     """Seconds of the template and of oneDNN on an input of `size` (NCHW): the fastest of interleaved runs."""
     step = conv.step
     where = [list(v) for v in (step.padding, step.stride, step.dilation)]
-    x = torch.ones(*size).contiguous(memory_format=torch.channels_last)
+    x = torch.ones(*size, **HOST_FLOATS).contiguous(memory_format=torch.channels_last)
     ours = split_weight(library, weight)
     theirs = conv.reordered(weight, size)
     library_run = torch.ops.mkldnn._convolution_pointwise

@@ -109,6 +109,7 @@ def _evaluate(size: Expr, bound: Mapping[str, int], known: dict[Expr, int]) -> i
 def _layout(shape: Values, size: Values, stride: Values, padding: Values, dilation: Values, groups: int) -> bytes:
     """oneDNN's description of the memory in which it wants a weight of `shape` for inputs of `size`."""
     made = torch.ops.mkldnn._reorder_convolution_weight(
-        torch.empty(shape), list(padding), list(stride), list(dilation), groups, list(size))
+        torch.empty(shape, dtype=torch.float32, device="cpu"), list(padding), list(stride), list(dilation), groups,
+        list(size))
     described: torch.Tensor = torch.ops.mkldnn._get_mkldnn_serialized_md(made)
     return described.numpy().tobytes()

@@ -29,6 +29,7 @@ _HUGE = 1 << 21  # bytes of a huge page: a weight is read once per call, and sma
 _SMALL = 1 << 20  # products of fewer multiplications are not measured: the packed form saves a call into the library
 _COLD_FLOATS = 4 << 20
 _LONG_S = 0.02  # after two runs this long, two are enough
+HOST_FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # templates get addresses: no default of the user's counts
 _NAMES = {LIBRARY: "library_s", FP32: "fp32_s", SPLIT: "split_s"}
 
 
@@ -97,7 +98,7 @@ def pack(library: ctypes.PyDLL, weight: Weight, tensor: torch.Tensor, method: in
     """A packed copy of the matrix (bytes), aligned for vector loads; large ones for huge pages."""
     size = int(library.mw_packed_bytes(method, weight.K, weight.N))
     align = _HUGE if size >= _HUGE else _ALIGN
-    room = torch.empty(size + align, dtype=torch.uint8)  # what is skipped is never touched
+    room = torch.empty(size + align, dtype=torch.uint8, device="cpu")  # what is skipped is never touched
     out = room[-room.data_ptr() % align:]
     if not library.mw_pack_b(method, tensor.data_ptr() + 4 * weight.offset, weight.stride_k, weight.stride_n,
                              weight.K, weight.N, out.data_ptr()):
@@ -110,7 +111,7 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
     """Seconds of one product [M, K] @ [K, N] by each method: the fastest of interleaved runs. `sizes`: M, K, N."""
     M, K, N = sizes
     weight = product.weight
-    a, b, out = torch.ones(M, K), torch.ones(K, N), torch.empty(M, N)
+    a, b, out = (torch.ones(shape, **HOST_FLOATS) for shape in ((M, K), (K, N), (M, N)))
     strides_a = (K, 1) if product.a_rows else (1, M)
     if weight is not None and tensor is not None:
         address, strides_b = tensor.data_ptr() + 4 * weight.offset, (weight.stride_k, weight.stride_n)
@@ -120,7 +121,7 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
         address, strides_b = b.data_ptr(), (N, 1) if product.b_rows else (1, K)
         how = {m: SPLIT_NOW if m == SPLIT else None for m in methods}
     # In a model, a weight comes from memory each time; so it must here (where nothing can be evicted, from beyond L2).
-    cold = torch.empty(_COLD_FLOATS)
+    cold = torch.empty(_COLD_FLOATS, **HOST_FLOATS)
     read = [*copies.values(), tensor] if weight is not None and tensor is not None else []
     best = dict.fromkeys(methods, float("inf"))
     for turn in range(6):

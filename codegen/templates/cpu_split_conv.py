@@ -39,7 +39,8 @@ static MW_TILES void split_image(const ConvPlan& p, const float* x, int64_t n, i
   for (size_t f = 0; f < p.phases.size(); f++, to += p.blocks * 3 * plane * SK) {
     const int64_t a = p.phases[f] / s.stride_w, b = p.phases[f] % s.stride_w;
     const int64_t j0 = std::max<int64_t>(0, (s.pad_w - b + s.stride_w - 1) / s.stride_w);
-    const int64_t j1 = std::min(p.columns, (s.W - 1 + s.pad_w - b) / s.stride_w + 1);
+    const int64_t right = s.W - 1 + s.pad_w - b;  // negative where this phase holds padding only: no truncation to 0
+    const int64_t j1 = right < 0 ? 0 : std::min(p.columns, right / s.stride_w + 1);
     for (int64_t i = 0; i < rows + p.halo; i++) {
       const int64_t h = (r0 + i) * s.stride_h + a - s.pad_h;
       const bool inside = h >= 0 && h < s.H && j0 < j1;
