@@ -1,4 +1,4 @@
-"""How much a GELU inside the matrix product could save at most: the kernel on memory in cache against after the product.
+"""How much a GELU inside the matrix product could save at most: the kernel on cached memory against after the product.
 
     python benchmarks/gemm_epilogue.py            writes benchmarks/results/gemm_epilogue-*.json
 
@@ -76,7 +76,8 @@ def main() -> None:
              for t in (1, 2) for rows in (128, 1024)]
     for case in cases:
         case["saved_at_most"] = 1 - (case["product_s"] + case["hot_s"]) / case["both_s"]
-    print_table("GELU in the product: what could be saved", ["rows", "threads", "both ms", "product ms", "hot ms", "share"],
+    print_table("GELU in the product: what could be saved",
+                ["rows", "threads", "both ms", "product ms", "hot ms", "share"],
                 [[c["rows"], c["threads"], *(c[k] * 1e3 for k in ("both_s", "product_s", "hot_s")), c["saved_at_most"]]
                  for c in cases])
     if not given.quick:

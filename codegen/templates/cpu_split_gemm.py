@@ -243,9 +243,10 @@ static MW_TILES bool split_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1,
                                  int64_t sk, const std::vector<Side<B>>& sides) {
   static const int64_t kNext[L1_STEPS] = {0, A_STEP, 2 * A_STEP};
   alignas(64) float tile[32 * SC];
-  // Rows and k of A that are split at once, beside a panel of B in L2 (measured; B that is packed on the way takes more).
+  // Rows and k of A that are split at once, beside a panel of B in L2. Measured; B packed on the way wants shorter k.
   const int64_t KC = B::streams ? 768 : 384, height = B::streams ? 192 : 256;
-  const int64_t blocks = std::max<int64_t>(1, (m1 - m0 + 127) / height), MC = ((m1 - m0 + blocks - 1) / blocks + SC - 1) / SC * SC;
+  const int64_t blocks = std::max<int64_t>(1, (m1 - m0 + 127) / height);
+  const int64_t MC = ((m1 - m0 + blocks - 1) / blocks + SC - 1) / SC * SC;
   bool fits = true;
   configure_tiles();
   for (int64_t m = m0; m < m1 && fits; m += MC)

@@ -71,6 +71,17 @@ def test_agrees_with_float64(batch, channels, out, size, kernel, stride, padding
 
 
 @needs_tiles
+@pytest.mark.parametrize(("width", "kernel", "stride", "padding"), [(1, 3, 3, 1), (2, 4, 4, 1), (1, 5, 5, 2)])
+def test_a_phase_of_the_stride_that_holds_only_padding(width: int, kernel: int, stride: int, padding: int):
+    """Right of a narrow image there is padding, not the next row's first pixel (nor what lies behind the tensor)."""
+    torch.manual_seed(0)
+    x, w, b = torch.randn(2, 32, 9, width), torch.randn(16, 32, kernel, kernel), torch.randn(16)
+    conv = wanted((stride, stride), (padding, padding), (1, 1), False)
+    expected = F.conv2d(x, w, b, stride, padding)
+    torch.testing.assert_close(run(x, w, b, None, conv, 1, expected), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_tiles
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e-42])
 def test_declines_values_outside_of_its_range(value: float):
     torch.manual_seed(0)
