@@ -17,6 +17,7 @@ from .schema import bind, operator_of
 _PRODUCTS = {  # operator -> whether it adds a bias
     "aten.mm.default": False, "aten.bmm.default": False, "aten.addmm.default": True, "aten.baddbmm.default": True,
 }
+MAX_SHARED = 4  # results of one step are alive at once: every decoder layer multiplies one encoder output
 
 
 def lower_products(program: Program) -> Program:
@@ -64,7 +65,7 @@ def _bias_fits(bias: TensorSpec | None, out: TensorSpec) -> bool:
 
 
 def share_inputs(program: Program) -> Program:
-    """`program` with products of the same left side as `Gemms`, at the place of the first.
+    """`program` with products of the same left side as `Gemms` of at most `MAX_SHARED`, at the place of the first.
 
     A later product may move there when its other operands are views of the program's inputs and nothing in between
     writes into any of them.
@@ -78,7 +79,8 @@ def share_inputs(program: Program) -> Program:
     taken: dict[int, int] = {}  # a product's step -> the step of its group's first
     for found in groups.values():
         kept = [i for i in found if not _written(program.steps[found[0]:i], program.steps[i], views)]
-        taken.update((i, found[0]) for i in kept if len(kept) > 1)
+        for k in range(0, len(kept) - 1, MAX_SHARED):
+            taken.update((i, kept[k]) for i in kept[k : k + MAX_SHARED])
     return replace(program, steps=tuple(_regrouped(program.steps, taken, views))) if taken else program
 
 

@@ -163,6 +163,17 @@ def test_products_of_one_tensor_become_one_step():
 def test_a_write_in_between_keeps_products_apart():
     fill = Call("aten.fill_.Scalar", ({"tensor": "x"}, 2.0), {}, (None,), (None,))
     shared = share_inputs(lower_products(attention_inputs((fill,))))
+def test_a_step_takes_few_of_many_products():
+    """The encoder output of a translator is multiplied in every decoder layer: not all results can be alive at once."""
+    names = [f"w{i}" for i in range(9)]
+    steps = tuple(s for n in names for s in call(f"y{n}", "b", "x", n))
+    inputs = (spec("x", 24, 32), spec("b", 48, static=True), *(spec(n, 48, 32, static=True) for n in names))
+    program = Program("decoder", inputs, (), steps, tuple(f"y{n}" for n in names), {})
+    shared = share_inputs(lower_products(program))
+    assert [len(s.products) for s in shared.steps if isinstance(s, Gemms)] == [4, 4]
+    assert [s.out for s in shared.steps if isinstance(s, Gemm)] == ["yw8"]
+
+
     assert [[p.out for p in s.products] for s in shared.steps if isinstance(s, Gemms)] == []
     assert [s.out for s in shared.steps if isinstance(s, Gemm)] == ["q", "k", "v"]
 
