@@ -122,13 +122,16 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
         how = {m: SPLIT_NOW if m == SPLIT else None for m in methods}
     # In a model, a weight comes from memory each time; so it must here (where nothing can be evicted, from beyond L2).
     cold = torch.empty(_COLD_FLOATS, **HOST_FLOATS)
-    read = [*copies.values(), tensor] if weight is not None and tensor is not None else []
+    read: list[tuple[int, int]] = []
+    if weight is not None and tensor is not None:  # an expanded weight has fewer bytes than elements
+        reach = (K - 1) * weight.stride_k + (N - 1) * weight.stride_n + 1
+        read = [(address, 4 * reach), *((copy.data_ptr(), copy.numel()) for copy in copies.values())]
     best = dict.fromkeys(methods, float("inf"))
     for turn in range(6):
         for method in methods:
             cold.zero_()
             for memory in read:
-                library.mw_evict(memory.data_ptr(), memory.numel() * memory.element_size())
+                library.mw_evict(*memory)
             start = time.perf_counter()
             library.mw_gemm(threads, 1, M, N, K, a.data_ptr(), 0, *strides_a, address, 0, *strides_b, None, 0, 0,
                             out.data_ptr(), 0, N, how[method])

@@ -52,6 +52,17 @@ def strange_defaults() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def test_only_what_belongs_to_an_expanded_weight_is_evicted(monkeypatch: pytest.MonkeyPatch):
+    """Evicting an address that is not mapped ends the process."""
+    weight = torch.ones(32).expand(16, 32)
+    evicted: list[tuple[int, int]] = []
+    library = host_library()
+    monkeypatch.setattr(library, "mw_evict", lambda address, size: evicted.append((address, size)))
+    given = Product(8, 16, 32, True, True, Weight(0, 0, 16, 32, 0, 1))
+    program_cpp_packing.measure(library, given, weight, (8, 16, 32), 1, (LIBRARY,))
+    assert set(evicted) == {(weight.data_ptr(), 32 * 4)}
+
+
 def _product() -> None:
     weight = torch.ones(16, 32, dtype=torch.float32, device="cpu")
     for given in (Product(8, 16, 32, True, True, Weight(0, 0, 16, 32, 32, 1)), Product(8, 16, 32, True, True, None)):
