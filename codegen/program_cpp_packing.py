@@ -50,12 +50,13 @@ class ProductMethods:
         found, last = packed.lookup(inputs), self._last
         if last is not None and last[0] is found:
             return last[1]
-        array = (ctypes.c_void_p * max(1, len(methods)))()
+        array: Any = (ctypes.c_void_p * max(1, len(methods)))()
         for slot, method in enumerate(methods):
             array[slot] = SPLIT_NOW if method == SPLIT else None
         for slot, copy in zip(packed_slots, found.copies, strict=True):
             if copy is not None:
                 array[slot] = copy.data_ptr()
+        array.found = found  # a call in another thread, whose weights changed, must not free what this one reads
         self._last = found, array
         return array
 

@@ -5,6 +5,9 @@ Where the machine has no AMX, split products are done by the library, and the sa
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,9 +163,6 @@ def test_products_of_one_tensor_become_one_step():
     assert not any(isinstance(s, Gemm) for s in shared.steps)
 
 
-def test_a_write_in_between_keeps_products_apart():
-    fill = Call("aten.fill_.Scalar", ({"tensor": "x"}, 2.0), {}, (None,), (None,))
-    shared = share_inputs(lower_products(attention_inputs((fill,))))
 def test_a_step_takes_few_of_many_products():
     """The encoder output of a translator is multiplied in every decoder layer: not all results can be alive at once."""
     names = [f"w{i}" for i in range(9)]
@@ -174,6 +174,9 @@ def test_a_step_takes_few_of_many_products():
     assert [s.out for s in shared.steps if isinstance(s, Gemm)] == ["yw8"]
 
 
+def test_a_write_in_between_keeps_products_apart():
+    fill = Call("aten.fill_.Scalar", ({"tensor": "x"}, 2.0), {}, (None,), (None,))
+    shared = share_inputs(lower_products(attention_inputs((fill,))))
     assert [[p.out for p in s.products] for s in shared.steps if isinstance(s, Gemms)] == []
     assert [s.out for s in shared.steps if isinstance(s, Gemm)] == ["q", "k", "v"]
 
@@ -214,3 +217,17 @@ def test_large_shared_products_use_one_split_of_the_left_side():
         for _ in range(3):
             for found, expected in zip(fast(x), three(x), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_addresses_keep_what_they_point_to():
+    """One thread's call may still read a packed copy that another thread's call has replaced."""
+    weight = torch.ones(8, 16)
+    methods = ProductMethods([Product(4, 8, 16, True, True, Weight(0, 0, 8, 16, 16, 1))], host_library())
+    addresses = methods.addresses([weight], 1)
+    alive = weakref.ref(addresses.found.copies[0])
+    weight.add_(1)
+    later = methods.addresses([weight], 1)
+    assert later[0] != addresses[0] and alive() is not None
+    del addresses
+    gc.collect()
+    assert alive() is None
