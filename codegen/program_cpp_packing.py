@@ -10,6 +10,7 @@ import ctypes
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ class ProductMethods:
         for slot, (product, method) in enumerate(zip(self._products, methods, strict=True)):
             if product.weight is not None and method != LIBRARY:
                 slots.append(slot)
-                wanted.append(((product.weight.position,), ("gemm", method, product.weight),
+                # graphs of one model find the weight at other positions, and share its copy
+                wanted.append(((product.weight.position,), ("gemm", method, replace(product.weight, position=0)),
                                self._packer(product.weight, method)))
         return methods, slots, PackedWeights(wanted)
 
