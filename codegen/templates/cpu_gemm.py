@@ -112,6 +112,7 @@ struct Scratch {  // one growing buffer per thread and use; freed with the threa
   float* get(int64_t n) {
     if (n > size) {
       std::free(data);
+      size = 0;  // should the next line fail
       data = (float*)std::aligned_alloc(64, (n * 4 + 63) / 64 * 64);
       if (!data) throw std::bad_alloc();
       size = n;
