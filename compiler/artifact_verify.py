@@ -20,7 +20,9 @@ from ..runtime.program import (
     Alloc,
     Attention,
     Call,
+    Conv,
     Gemm,
+    Gemms,
     Launch,
     Program,
     Release,
@@ -118,6 +120,13 @@ def _step(step: Step, known: set[str], kernels: dict[str, Kernel]) -> None:
             _call(step, known)
         case Gemm(out=out, a=a, b=b, bias=bias):
             _need({out, a, b, *([bias] if bias else [])} <= known, "a product reads a tensor that is not defined")
+        case Gemms(products=products):
+            _need(products and len({p.a for p in products}) == 1, "products that share no left side")
+            for product in products:
+                _step(product, known, kernels)
+        case Conv(spec=spec, weight=weight, bias=bias, sources=sources):
+            _spec(spec)
+            _need({weight, *([bias] if bias else []), *sources} <= known, "a convolution reads what is not defined")
         case Attention(out=out, logsumexp=logsumexp):
             _need({out, *([logsumexp] if logsumexp else [])} <= known, "an attention writes what is not defined")
         case Release(names=names):

@@ -13,12 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshwright.codegen.affine import ONE, ZERO
 from meshwright.codegen.program_cpp_gemm import Product, Weight
 from meshwright.codegen.program_cpp_packing import ProductMethods, may_split, pack
 from meshwright.codegen.program_cpp_run import compile_program, host_library
 from meshwright.codegen.program_gemm import lower_products, share_inputs
 from meshwright.codegen.templates.cpu_gemm import FP32, LIBRARY, SPLIT, SPLIT_NOW
-from meshwright.runtime.program import Alloc, Call, Gemm, Gemms, Launch, Program, TensorSpec, View
+from meshwright.codegen.timings import Timings
+from meshwright.compiler.artifact_verify import verify_program
+from meshwright.runtime.errors import ArtifactError
+from meshwright.runtime.program import Alloc, Call, Conv, Gemm, Gemms, Launch, Program, TensorSpec, View
 
 EPS = torch.finfo(torch.float32).eps
 WAYS = ("library", "fp32", "split", "split now")
@@ -114,13 +118,13 @@ def test_the_sum_of_small_products_is_not_lost():
 def test_methods_can_be_forbidden(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MESHWRIGHT_SPLIT_PRODUCTS", "0")
     assert not may_split(host_library())
-    methods = ProductMethods([Product(256, 512, 512, True, True, None)], host_library())
+    methods = ProductMethods([Product(256, 512, 512, True, True, None)], host_library(), Timings())
     assert methods.addresses([], 1)[0] is None
 
 
 def test_a_small_product_needs_no_timing():
-    methods = ProductMethods([Product(4, 8, 16, True, True, None), Product(4, 8, 16, True, True,
-                                                                         Weight(0, 0, 8, 16, 16, 1))], host_library())
+    given = [Product(4, 8, 16, True, True, None), Product(4, 8, 16, True, True, Weight(0, 0, 8, 16, 16, 1))]
+    methods = ProductMethods(given, host_library(), Timings())
     now, packed = methods.addresses([torch.ones(8, 16)], 1)
     assert now in (None, LIBRARY) and packed
 
@@ -222,7 +226,7 @@ def test_large_shared_products_use_one_split_of_the_left_side():
 def test_addresses_keep_what_they_point_to():
     """One thread's call may still read a packed copy that another thread's call has replaced."""
     weight = torch.ones(8, 16)
-    methods = ProductMethods([Product(4, 8, 16, True, True, Weight(0, 0, 8, 16, 16, 1))], host_library())
+    methods = ProductMethods([Product(4, 8, 16, True, True, Weight(0, 0, 8, 16, 16, 1))], host_library(), Timings())
     addresses = methods.addresses([weight], 1)
     alive = weakref.ref(addresses.found.copies[0])
     weight.add_(1)
@@ -239,3 +243,18 @@ def test_graphs_of_one_model_share_a_packed_weight():
     first, second = (ProductMethods([Product(4, 8, 16, True, True, Weight(at, 0, 8, 16, 16, 1))], host_library())
                      for at in (0, 1))
     assert first.addresses([weight], 1)[0] == second.addresses([other, weight], 1)[0] is not None
+
+
+def test_a_strangers_step_of_products_is_verified():
+    shared = share_inputs(lower_products(attention_inputs()))
+    verify_program(shared)
+    foreign = Gemms((Gemm("nowhere", "x", "wq"), Gemm("q", "x", "wk")))
+    for steps in ((foreign,), (Gemms(()),)):
+        with pytest.raises(ArtifactError, match="product"):
+            verify_program(Program("p", shared.inputs, (), steps, ()))
+
+
+def test_a_strangers_convolution_is_verified():
+    conv = Conv(spec("y", 1, 8, 4, 4), "x", "nowhere", None, (1, 1), (1, 1), (1, 1), 1, ONE, ZERO)
+    with pytest.raises(ArtifactError, match="convolution"):
+        verify_program(Program("p", (spec("x", 1, 8, 4, 4),), (), (conv,), ()))
