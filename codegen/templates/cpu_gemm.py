@@ -320,7 +320,9 @@ static bool split_as_asked(int threads, int64_t M, int64_t K, const float* a, in
     PackedHeader header;
     std::memcpy(&header, p.how, sizeof header);
     const bf16* values = (const bf16*)((const char*)p.how + kHeader);
-    sides.push_back({{values, K, {header.largest, header.smallest}}, p.N, panels, p.bias, p.bias_m, p.c, p.ldc});
+    const Range range{header.largest, header.smallest};
+    if (!range.usable()) return false;
+    sides.push_back({{values, K, range}, p.N, panels, p.bias, p.bias_m, p.c, p.ldc});
     panels += (p.N + SC - 1) / SC;
   }
   return split_products(threads, M, K, a, sm, sk, sides);

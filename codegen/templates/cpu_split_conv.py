@@ -183,6 +183,7 @@ extern "C" MW_EXPORT int mw_conv(int threads, const int64_t* shape, const float*
   if (s.N * s.Ho * s.Wo * s.O == 0) return 1;
   const int64_t K = s.R * s.S * ((s.C + SK - 1) / SK) * SK;
   const SplitB b{(const bf16*)((const char*)packed + kHeader), K, {header.largest, header.smallest}};
+  if (!b.range.usable()) return 0;  // a dead channel's weights may be subnormal: not worth splitting the input
   return split_conv(threads, s, x, b, bias, other, out);
 #else
   return 0;

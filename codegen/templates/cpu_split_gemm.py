@@ -50,10 +50,11 @@ struct Range {
     largest = std::max(largest, top);
     if (top) smallest = std::min(smallest, top);
   }
+  bool usable() const { return largest >> 23 < 247 && smallest >> 23 > 27; }  // exponents are biased by 127
 };
 static bool splits(const Range& a, const Range& b) {
-  int la = a.largest >> 23, lb = b.largest >> 23, sa = a.smallest >> 23, sb = b.smallest >> 23;  // biased by 127
-  return la < 247 && lb < 247 && sa > 27 && sb > 27 && la + lb < 254 + 100 && sa + sb > 254 - 96;
+  int la = a.largest >> 23, lb = b.largest >> 23, sa = a.smallest >> 23, sb = b.smallest >> 23;
+  return a.usable() && b.usable() && la + lb < 254 + 100 && sa + sb > 254 - 96;
 }
 
 // 32 numbers into three vectors of 32 bf16 parts, in order.

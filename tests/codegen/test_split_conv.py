@@ -132,3 +132,13 @@ def test_mw_compile_of_a_block():
     with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_tiles
+def test_a_weight_out_of_range_does_not_look_fast(monkeypatch: pytest.MonkeyPatch):
+    """What is timed is a convolution, not the template declining it."""
+    weight, shift, done = torch.full((16, 32, 3, 3), 1e-42), torch.zeros(16), []
+    real = methods.call_conv
+    monkeypatch.setattr(methods, "call_conv", lambda *given: done.append(real(*given)) or done[-1])
+    methods.measure(host_library(), wanted((1, 1), (1, 1), (1, 1), False), weight, shift, (1, 32, 8, 8), 1)
+    assert done[0] is False and len(done) > 1 and all(done[1:])
