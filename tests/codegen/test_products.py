@@ -240,8 +240,8 @@ def test_addresses_keep_what_they_point_to():
 def test_graphs_of_one_model_share_a_packed_weight():
     """Prefill and decoding are two graphs, which may see the weight at different positions."""
     weight, other = torch.ones(8, 16), torch.ones(1)
-    first, second = (ProductMethods([Product(4, 8, 16, True, True, Weight(at, 0, 8, 16, 16, 1))], host_library())
-                     for at in (0, 1))
+    found = (Product(4, 8, 16, True, True, Weight(at, 0, 8, 16, 16, 1)) for at in (0, 1))
+    first, second = (ProductMethods([product], host_library(), Timings()) for product in found)
     assert first.addresses([weight], 1)[0] == second.addresses([other, weight], 1)[0] is not None
 
 
