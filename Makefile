@@ -41,6 +41,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/cpu_models.py
 	$(BIN)/python benchmarks/predicted_vs_measured.py
 	$(BIN)/python benchmarks/kernels_aot.py
+	$(BIN)/python benchmarks/gemm_epilogue.py
 
 wheel: $(VENV)/.demo
 	$(PIP) wheel --no-deps --wheel-dir dist .

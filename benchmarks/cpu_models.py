@@ -10,6 +10,7 @@ compiler blocked (`_isolation.py` says what that means). See `_harness.py` for h
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -24,10 +25,12 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks._harness import (  # noqa: E402
+    RESULTS,
     Leg,
     Timing,
     geometric_mean,
     goal_line,
+    hardware_slug,
     interleave,
     print_table,
     speedup,
@@ -41,7 +44,8 @@ GOALS = {"geomean": 1.05, "minimum": 0.97, "backend": 1 / 3, "first_call": 0.6, 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", choices=sorted({*MODELS, *TRAINING}), help="only this (repeatable)")
+    parser.add_argument("--model", action="append", choices=sorted({*MODELS, *TRAINING}),
+                        help="only this (repeatable); nothing is written")
     parser.add_argument("--threads", action="append", type=int, help="only this thread count (repeatable); default 1 2")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--quick", action="store_true", help="7 rounds, no compile times, no training")
@@ -107,7 +111,10 @@ def _inference(name: str, given: argparse.Namespace) -> dict[str, Any]:
 
 def _time(legs: list[Leg], threads: int, rounds: int) -> dict[str, Timing]:
     import torch
+    import torch._dynamo
 
+    # Every leg compiles the same function, once per number of threads; at the limit of 8 the last would run eagerly.
+    torch._dynamo.config.recompile_limit = 64
     torch.set_num_threads(threads)
     for leg in legs:
         leg.prepare(threads)
@@ -280,8 +287,18 @@ def main() -> None:
     if not given.no_compile_time and names:
         document["compile_time"] = _compile_times(names, max(given.threads))
         _show_compile_times(document["compile_time"])
-    if not given.no_write:
-        print(f"written to {write_result('cpu_models', document)}")
+    if not given.no_write and not given.model:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        document["measured"] = {part: now for part in ("inference", "training", "compile_time") if part in document}
+        print(f"written to {write_result('cpu_models', _with_earlier_parts(document))}")
+
+
+def _with_earlier_parts(document: dict[str, Any]) -> dict[str, Any]:
+    """`document` beside the parts that an earlier run on this hardware measured and this one left out."""
+    path = RESULTS / f"cpu_models-{hardware_slug()}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    parts = {k: v for k, v in before.items() if k in ("inference", "training", "compile_time", "summary")}
+    return {**parts, **document, "measured": {**before.get("measured", {}), **document["measured"]}}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Attention in the C++ program: the template, or ATen's operator where that measures faster on this machine.
 
 Both ways are printed. Which one runs is decided once per shape and number of threads, before the first result (so
-results do not depend on when), and remembered on disk by processor, compiler and instruction set.
+results do not depend on when); see `timings`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,18 +15,18 @@ from typing import Any
 
 import torch
 
-from ..runtime import cache
 from ..runtime.program import Attention, Size, TensorSpec
-from ..runtime.toolchain import toolchain
 from .expr import Expr
 from .program_attention import FLASH, why_not
 from .program_cpp_calls import c_float
-from .program_cpp_packing import HOST_FLOATS, processor
+from .program_cpp_packing import HOST_FLOATS
 from .program_cpp_tensors import Tensors, ints
 from .program_memory import size_expr
 from .schema import Unsupported, operator_of
 from .templates.cpu_attention import SOURCE
+from .timings import Timings
 
+METHODS = ("own", "library")
 MAX_THREADS = 64  # columns of the table of choices; more threads share the last one
 _TYPICAL = 128  # stands for a symbolic size
 _SMALL = 1 << 20  # attentions of fewer multiplications are not measured: the template saves the operator's overhead
@@ -124,33 +125,33 @@ def _typical(size: Expr) -> int:
 class AttentionChoices:
     """Fills a program's `attention_choice`, one number of threads at a time."""
 
-    def __init__(self, attentions: Sequence[MeasuredAttention], program: ctypes.CDLL, host: ctypes.PyDLL) -> None:
-        self._attentions, self._host = list(attentions), host
+    def __init__(self, attentions: Sequence[MeasuredAttention], program: ctypes.CDLL, host: ctypes.PyDLL,
+                 timings: Timings) -> None:
+        self._attentions, self._host, self._timings = list(attentions), host, timings
         self._table = ((ctypes.c_uint8 * MAX_THREADS) * len(attentions)).in_dll(program, "attention_choice")
         self._settled: set[int] = set()
+        self._guard = threading.Lock()
 
     def settle(self, threads: int) -> None:
         """Decide for `threads` threads, unless that was done."""
-        if threads in self._settled:
-            return
         column = min(threads, MAX_THREADS) - 1
-        for row, attention in enumerate(self._attentions):
-            self._table[row][column] = not pays(self._host, attention, threads)
-        self._settled.add(threads)
+        if column in self._settled:
+            return
+        with self._guard:  # two at once would spoil each other's timings
+            if column in self._settled:
+                return
+            for row, attention in enumerate(self._attentions):
+                self._table[row][column] = not pays(self._host, attention, threads, self._timings)
+            self._settled.add(column)
 
 
-def pays(host: ctypes.PyDLL, attention: MeasuredAttention, threads: int) -> bool:
-    """True where the template is at least as fast as ATen's operator; measured once per machine."""
+def pays(host: ctypes.PyDLL, attention: MeasuredAttention, threads: int, timings: Timings) -> bool:
+    """True where the template is at least as fast as ATen's operator; measured once per machine (see `timings`)."""
     if attention.work < _SMALL:
         return True
-    key = cache.key_of("attention", SOURCE, *toolchain().identity(), processor(), str(torch.__version__),
-                       f"{asdict(attention)} {threads}")
-    known = cache.get_json(key)
-    if not isinstance(known, dict):
-        own_s, library_s = measure(host, attention, threads)
-        known = {"own_s": own_s, "library_s": library_s}
-        cache.put_json(key, known)
-    return bool(known["own_s"] <= known["library_s"])
+    known = timings.seconds("attention", SOURCE, f"{asdict(attention)} {threads}", METHODS,
+                            lambda: dict(zip(METHODS, measure(host, attention, threads), strict=True)))
+    return known["own"] <= known["library"]
 
 
 def measure(host: ctypes.PyDLL, a: MeasuredAttention, threads: int) -> tuple[float, float]:

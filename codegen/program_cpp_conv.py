@@ -86,4 +86,5 @@ def _channels_last(spec: TensorSpec) -> bool:
 def can_convolve() -> bool:
     """True where this torch has oneDNN's packed convolution."""
     return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_get_mkldnn_serialized_md"))
+        hasattr(torch.ops.mkldnn, name) for name in (
+            "_reorder_convolution_weight", "_get_mkldnn_serialized_md", "_nbytes", "data_ptr"))

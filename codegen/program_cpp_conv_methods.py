@@ -7,6 +7,7 @@ methods of products (program_cpp_packing).
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,15 +15,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..runtime import cache
 from ..runtime.packing import Found, PackedWeights
-from ..runtime.toolchain import toolchain
 from .program_cpp_conv import PackedConv
 from .program_cpp_conv_sizes import SizeSet
 from .program_cpp_gemm import Weight
-from .program_cpp_packing import HOST_FLOATS, may_split, pack, processor
+from .program_cpp_packing import HOST_FLOATS, may_split, pack
 from .templates.cpu_gemm import SOURCE, SPLIT
+from .timings import Timings
 
+METHODS = ("own", "library")
 MIN_CHANNELS = 16  # a tap's channels are padded to 32
 _CHANNELS = 32
 
@@ -30,21 +31,16 @@ _CHANNELS = 32
 class ConvMethods:
     """The split weights of one program's convolutions, in the order of `frame->convolutions`."""
 
-    def __init__(self, convs: Sequence[PackedConv], library: ctypes.PyDLL) -> None:
-        self._convs, self._library = list(convs), library
+    def __init__(self, convs: Sequence[PackedConv], library: ctypes.PyDLL, timings: Timings) -> None:
+        self._convs, self._library, self._timings = list(convs), library, timings
+        self._guard = threading.Lock()
         self._chosen: WeakKeyDictionary[SizeSet, tuple[list[int], PackedWeights]] = WeakKeyDictionary()
         self._last: tuple[Found, Any] | None = None
 
     def addresses(self, inputs: Sequence[torch.Tensor], threads: int, sizes: SizeSet) -> Any:
         """An array of packed weights, null where oneDNN is the choice."""
-        chosen = self._chosen.get(sizes)
-        if chosen is None:
-            slots = [k for k, (conv, size) in enumerate(zip(self._convs, sizes.sizes, strict=True))
-                     if pays(self._library, conv, inputs, size, threads)]
-            packed = PackedWeights([(c.positions, ("split", *c.fold), self._packer(c))
-                                    for c in (self._convs[k] for k in slots)])
-            chosen = self._chosen[sizes] = slots, packed
-        slots, packed = chosen
+        with self._guard:  # two at once would spoil each other's timings
+            slots, packed = self._chosen.get(sizes) or self._choose(inputs, threads, sizes)
         found, last = packed.lookup(inputs), self._last
         if last is not None and last[0] is found:
             return last[1]
@@ -54,6 +50,14 @@ class ConvMethods:
         array.found = found  # keeps the copies, as for products
         self._last = found, array
         return array
+
+    def _choose(self, inputs: Sequence[torch.Tensor], threads: int, sizes: SizeSet) -> tuple[list[int], PackedWeights]:
+        slots = [k for k, (conv, size) in enumerate(zip(self._convs, sizes.sizes, strict=True))
+                 if pays(self._library, conv, inputs, size, threads, self._timings)]
+        packed = PackedWeights([(c.positions, ("split", *c.fold), self._packer(c))
+                                for c in (self._convs[k] for k in slots)])
+        self._chosen[sizes] = slots, packed
+        return slots, packed
 
     def _packer(self, conv: PackedConv) -> Any:
         return lambda *sources: split_weight(self._library, conv.folded(*sources)[0])
@@ -69,20 +73,20 @@ def split_weight(library: ctypes.PyDLL, weight: torch.Tensor) -> torch.Tensor:
 
 
 def pays(library: ctypes.PyDLL, conv: PackedConv, inputs: Sequence[torch.Tensor], size: Sequence[int],
-         threads: int) -> bool:
+         threads: int, timings: Timings) -> bool:
     """True where the template measures faster than oneDNN."""
     if conv.step.groups != 1 or not conv.channels_last or size[1] < MIN_CHANNELS or not may_split(library):
         return False
     step, shape = conv.step, tuple(inputs[conv.positions[0]].shape)
-    key = cache.key_of("convolution", SOURCE, *toolchain().identity(), processor(), str(torch.__version__),
-                       f"{tuple(size)} {shape} {step.stride} {step.padding} {step.dilation} {threads}")
-    known = cache.get_json(key)
-    if not isinstance(known, dict):
+
+    def take() -> dict[str, float]:
         folded, shift = conv.folded(*(inputs[p] for p in conv.positions))
-        own_s, library_s = measure(library, conv, folded, shift, size, threads)
-        known = {"own_s": own_s, "library_s": library_s}
-        cache.put_json(key, known)
-    return bool(known["own_s"] < known["library_s"])
+        return dict(zip(METHODS, measure(library, conv, folded, shift, size, threads), strict=True))
+
+    known = timings.seconds("convolution", SOURCE,
+                            f"{tuple(size)} {shape} {step.stride} {step.padding} {step.dilation} {threads}", METHODS,
+                            take)
+    return known["own"] < known["library"]
 
 
 def measure(library: ctypes.PyDLL, conv: PackedConv, weight: torch.Tensor, shift: torch.Tensor, size: Sequence[int],

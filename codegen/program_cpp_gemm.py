@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..runtime.program import Gemm, Gemms, Program, Size, TensorSpec
 from .expr import Expr, const
@@ -11,6 +11,7 @@ from .program_memory import size_expr
 from .schema import Unsupported
 
 MIN_COLUMNS = 16  # narrower products would mostly multiply padding
+FEW_ROWS = 16  # below it a product reads its weight faster than it multiplies: of a symbolic size, chosen apart
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Product:
     a_rows: bool
     b_rows: bool
     weight: Weight | None
+    twin: int | None = None  # the slot of the same product with more rows, whose packed copy this one may use
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,20 @@ def _operands(step: Gemm, tensors: Tensors, program: Program, products: list[Pro
     if size_expr(batch) == 1:
         product = _product((M, N, K), strides_a[1:], strides_b[1:], find_weight(step.b, tensors, program))
         if product is not None:
-            slot = products.index(product) if product in products else len(products)
-            if slot == len(products):
-                products.append(product)
+            slot = _slot(product, products)
             how = f"frame->products[{slot}]"
+            if product.rows is None and product.weight is not None:  # the same graph prefills and decodes
+                few = _slot(replace(product, rows=1, twin=slot), products)
+                how = f"frame->products[{c_expr(M)} < {FEW_ROWS} ? {few} : {slot}]"
     return _Operands(c_expr(batch), c_expr(M), c_expr(N), c_expr(K),
                      (tensors.address(step.a), *_three(strides_a)), (tensors.address(step.b), *_three(strides_b)),
                      bias, (tensors.address(step.out), c_expr(scb), c_expr(ldc)), how)
+
+
+def _slot(product: Product, products: list[Product]) -> int:
+    if product not in products:
+        products.append(product)
+    return products.index(product)
 
 
 def _three(strides: list[Size]) -> tuple[str, str, str]:

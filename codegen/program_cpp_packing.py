@@ -1,28 +1,26 @@
 """How each product of a program is done: by the library, with a packed weight, or split into bf16 parts.
 
 Measured once per shape and number of threads, before the first result (so results do not depend on when), on the real
-weight; remembered on disk by processor, compiler and instruction set.
+weight; see `timings` for where the times are kept.
 """
 
 from __future__ import annotations
 
 import ctypes
-import platform
+import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..runtime import cache
 from ..runtime.packing import Found, PackedWeights
 from ..runtime.settings import settings
-from ..runtime.toolchain import toolchain
 from .program_cpp_gemm import Product, Weight
 from .templates.cpu_gemm import FP32, LIBRARY, SOURCE, SPLIT, SPLIT_NOW
+from .timings import Timings
 
 TYPICAL = 128  # stands for a symbolic size
 _ALIGN = 64
@@ -31,14 +29,15 @@ _SMALL = 1 << 20  # products of fewer multiplications are not measured: the pack
 _COLD_FLOATS = 4 << 20
 _LONG_S = 0.02  # after two runs this long, two are enough
 HOST_FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # templates get addresses: no default of the user's counts
-_NAMES = {LIBRARY: "library_s", FP32: "fp32_s", SPLIT: "split_s"}
+_NAMES = {LIBRARY: "library", FP32: "fp32", SPLIT: "split"}
 
 
 class ProductMethods:
     """The methods of one program's products, in the order of the program's slots."""
 
-    def __init__(self, products: Sequence[Product], library: ctypes.PyDLL) -> None:
-        self._products, self._library = list(products), library
+    def __init__(self, products: Sequence[Product], library: ctypes.PyDLL, timings: Timings) -> None:
+        self._products, self._library, self._timings = list(products), library, timings
+        self._guard = threading.Lock()
         self._by_threads: dict[int, tuple[list[int], list[int], PackedWeights]] = {}
         self._last: tuple[Found, Any] | None = None
 
@@ -46,7 +45,9 @@ class ProductMethods:
         """An array of `how` arguments for the program's products, null where the library is the choice."""
         chosen = self._by_threads.get(threads)
         if chosen is None:
-            chosen = self._by_threads[threads] = self._choose(inputs, threads)
+            with self._guard:  # two at once would spoil each other's timings
+                chosen = self._by_threads.get(threads) or self._choose(inputs, threads)
+                self._by_threads[threads] = chosen
         methods, packed_slots, packed = chosen
         found, last = packed.lookup(inputs), self._last
         if last is not None and last[0] is found:
@@ -62,7 +63,11 @@ class ProductMethods:
         return array
 
     def _choose(self, inputs: Sequence[torch.Tensor], threads: int) -> tuple[list[int], list[int], PackedWeights]:
-        methods = [self._method(p, inputs[p.weight.position] if p.weight else None, threads) for p in self._products]
+        methods: list[int] = []
+        for product in self._products:
+            allowed = self._allowed(product, methods)
+            tensor = inputs[product.weight.position] if product.weight else None
+            methods.append(allowed[0] if len(allowed) == 1 else self._fastest(product, tensor, threads, allowed))
         slots, wanted = [], []
         for slot, (product, method) in enumerate(zip(self._products, methods, strict=True)):
             if product.weight is not None and method != LIBRARY:
@@ -75,21 +80,29 @@ class ProductMethods:
     def _packer(self, weight: Weight, method: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda tensor: pack(self._library, weight, tensor, method)
 
-    def _method(self, product: Product, tensor: torch.Tensor | None, threads: int) -> int:
-        rows, K, N = (TYPICAL if n is None else n for n in (product.rows, product.K, product.N))
-        if rows * K * N < _SMALL:
-            return FP32 if product.weight is not None else LIBRARY
-        allowed = [LIBRARY] + [FP32] * (product.weight is not None) + [SPLIT] * may_split(self._library)
-        if len(allowed) == 1:
-            return LIBRARY
-        key = cache.key_of("product, cold", SOURCE, *toolchain().identity(), processor(), str(torch.__version__),
-                           f"{rows} {K} {N} {product.a_rows} {product.b_rows} {product.weight is not None} {threads}")
-        known = cache.get_json(key)
-        if not isinstance(known, dict) or not all(isinstance(known.get(_NAMES[m]), float) for m in allowed):
-            seconds = measure(self._library, product, tensor, (rows, K, N), threads, allowed)
-            known = {_NAMES[method]: s for method, s in seconds.items()}
-            cache.put_json(key, known)
-        return min(allowed, key=lambda method: float(known[_NAMES[method]]))
+    def _allowed(self, product: Product, methods: Sequence[int]) -> list[int]:
+        """`methods`: of the products before this one."""
+        if product.twin is not None:
+            return list(dict.fromkeys((LIBRARY, methods[product.twin])))
+        if math.prod(_sizes(product)) < _SMALL:
+            return [FP32 if product.weight is not None else LIBRARY]
+        return [LIBRARY] + [FP32] * (product.weight is not None) + [SPLIT] * may_split(self._library)
+
+    def _fastest(self, product: Product, tensor: torch.Tensor | None, threads: int, allowed: Sequence[int]) -> int:
+        rows, K, N = _sizes(product)
+        known = self._timings.seconds(
+            "product", SOURCE,
+            f"{rows} {K} {N} {product.a_rows} {product.b_rows} {product.weight is not None} {threads}",
+            [_NAMES[m] for m in allowed],
+            lambda: {_NAMES[method]: s for method, s in measure(self._library, product, tensor, (rows, K, N), threads,
+                                                                allowed).items()})
+        return min(allowed, key=lambda method: known[_NAMES[method]])
+
+
+def _sizes(product: Product) -> tuple[int, int, int]:
+    """Rows, K and columns, a typical number for what is symbolic."""
+    rows, K, N = (TYPICAL if n is None else n for n in (product.rows, product.K, product.N))
+    return rows, K, N
 
 
 def may_split(library: ctypes.PyDLL) -> bool:
@@ -142,14 +155,3 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
         if turn and max(best.values()) > _LONG_S:
             break
     return best
-
-
-@lru_cache(maxsize=1)
-def processor() -> str:
-    """The processor's name: what a timing belongs to."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))]
-    return named[0] if named else platform.processor()

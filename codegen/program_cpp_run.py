@@ -28,6 +28,7 @@ from .program_cpp_packing import ProductMethods
 from .program_cpp_python import PythonOperators
 from .program_gemm import lower_products, share_inputs
 from .templates import host_runtime
+from .timings import Seconds, Timings
 
 Value = Union[torch.Tensor, int, None]
 
@@ -79,16 +80,19 @@ class CompiledProgram:
     """A program as one C++ function: `p(inputs) -> outputs`, in the program's order. Threads may call it at once."""
 
     def __init__(self, program: Program, source: str, products: Sequence[Product], convs: Sequence[PackedConv],
-                 from_python: Sequence[Call], attentions: Sequence[MeasuredAttention], library: ctypes.CDLL) -> None:
+                 from_python: Sequence[Call], attentions: Sequence[MeasuredAttention], library: ctypes.CDLL,
+                 timings: Timings) -> None:
         self.program = program
         self.source = source
         self._entry = ctypes.cast(getattr(library, entry_name(program)), ctypes.c_void_p)
         self._library = library
         self._call = host_library().mw_call
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
-        self._products = ProductMethods(products, host_library()) if products else None
-        self._attentions = AttentionChoices(attentions, library, host_library()) if attentions else None
-        self._conv_methods = ConvMethods(convs, host_library()) if convs else None
+        self.timings = timings
+        host = host_library()
+        self._products = ProductMethods(products, host, timings) if products else None
+        self._attentions = AttentionChoices(attentions, library, host, timings) if attentions else None
+        self._conv_methods = ConvMethods(convs, host, timings) if convs else None
         self._conv_sizes = ConvSizes(program, convs) if convs else None
         self._outputs = [_kind(o) for o in program.outputs]
         self._python = PythonOperators(from_python)
@@ -136,11 +140,12 @@ class CompiledProgram:
 
 
 def compile_program(program: Program, kernels: Callable[[], Mapping[str, CompiledCppKernel]] | None = None,
-                    ) -> CompiledProgram:
+                    timings: Mapping[str, Seconds] | None = None) -> CompiledProgram:
     """Print, compile, load. Raises `Unsupported` (run it in Python), `ToolchainError`, `CompileFailure`.
 
     `kernels` gives the program's kernels, which are compiled on their own, perhaps at the same time: it is asked last.
-    By default they are part of the program's translation unit.
+    By default they are part of the program's translation unit. `timings`: what decided between methods where the
+    program was saved.
     """
     lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
     lowered = lower_attention(share_inputs(lowered))
@@ -156,7 +161,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
         compiled = kernels()
         library.mw_bind((ctypes.c_void_p * len(linked))(*[compiled[n].rows for n in linked]))
     return CompiledProgram(lowered, source, printer.products, printer.packed_convs, printer.from_python,
-                           printer.attentions, library)
+                           printer.attentions, library, Timings(timings))
 
 
 _compile_guard = threading.Lock()

@@ -191,7 +191,7 @@ class Acceptance:
         """
         worst = [0.0] * len(exact)
         for salt in range(2):
-            moved = {n: _jitter(v, salt + k) for k, (n, v) in enumerate(known.items())}
+            moved = {n: jitter(v, salt + k) for k, (n, v) in enumerate(known.items())}
             for i, (out, ref) in enumerate(zip(region.run(moved), exact, strict=True)):
                 if out.dtype in FLOATS:
                     gap = (out.double() - ref).abs()
@@ -262,7 +262,7 @@ def _close_enough(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
     return gap <= 4 * torch.finfo(mine.dtype).eps * scale < float("inf")  # NaN and infinity fail every comparison
 
 
-def _jitter(value: Any, salt: int) -> Any:
+def jitter(value: Any, salt: int) -> Any:
     """A float tensor with every element moved by -1, 0 or +1 unit in the last place; other things unchanged."""
     if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS:
         return value

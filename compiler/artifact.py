@@ -54,7 +54,7 @@ def save_artifact(module: nn.Module, example: Example | None, directory: str | P
         arguments=list(arguments), argument_structure=leaf_structure, leaves=writer.leaves(), inputs=sources,
         outputs=results, output_structure=structure, ranges=writer.ranges(),
         weights={k: Weight(shape=list(w.shape), strides=list(w.stride())) for k, w in writer.weights.items()},
-        checksums={})
+        timings=call.entry.timings if call.entry is not None else {}, checksums={})
     write_artifact(Path(directory), manifest, program, writer.weights, _sources(module, call))
 
 

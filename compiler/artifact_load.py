@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ def _check_manifest(manifest: Manifest, program: Program, weights: dict[str, tor
             raise ArtifactError(f"{source.kind} {source.index} does not exist")
 
 
-def build_runner(program: Program) -> Any:
-    """Print and compile a program and its kernels; a callable from the list of inputs to the list of outputs."""
+def build_runner(program: Program, timings: Mapping[str, Mapping[str, float]] | None = None) -> Any:
+    """Print and compile a program and its kernels; a callable from the list of inputs to the list of outputs.
+    `timings`: what decided between methods where it was saved."""
     from ..codegen.ir_text import parse_kernel
     from ..codegen.program_python import load_program_python
     from ..codegen.schema import Unsupported
@@ -76,7 +77,7 @@ def build_runner(program: Program) -> Any:
     from ..codegen.program_cpp_run import compile_program
 
     try:
-        return compile_program(program)
+        return compile_program(program, timings=timings)
     except Unsupported:
         return load_program_python(program, dict(compile_kernels(kernels)))
 
@@ -92,7 +93,7 @@ class LoadedModel(nn.Module):
         self.manifest, self.program = manifest, program
         for name, value in weights.items():
             self.register_buffer(name, value.cuda() if program.device == "cuda" else value)
-        self._run = build_runner(program)
+        self._run = build_runner(program, manifest.timings)
 
     @property
     def kernels(self) -> dict[str, str]:

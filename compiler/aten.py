@@ -41,6 +41,7 @@ from .report import CandidateRow, GraphKind, GraphReport, KernelReport, Report
 from .settings import CompileSettings
 from .splice import splice
 from .watch import deadline
+from .whole_check import compare_whole, why_not_compared
 
 if TYPE_CHECKING:
     from ..codegen.cpp import CompiledCppKernel
@@ -140,7 +141,7 @@ class CompiledGraph:
 
             try:
                 compiled = compile_program(program, lambda: cast("dict[str, CompiledCppKernel]", kernels.result()))
-                self.entry.source = compiled.source
+                self.entry.source, self.entry.timings = compiled.source, compiled.timings.used
                 return compiled
             except Unsupported as why:
                 self.report.note(f"{self.entry.name} is driven from Python: {why}")
@@ -183,9 +184,23 @@ class CompiledGraph:
         all_kept = program is not None and len(kept) == len(self.groups)
         self._run = program.result() if program is not None and all_kept else self._make_runner(kept)
         self._program = None
+        self._compare_whole(inputs, outputs)
         self.entry.state = "ready"
         args.clear()
         return outputs
+
+    def _compare_whole(self, inputs: list[Any], eager: list[Any]) -> None:
+        """Raises `WrongResult` when the finished program does not give eager's outputs."""
+        if not self.settings.check or self._run is None:
+            return
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        reason = "time limit reached" if late else why_not_compared(self.gm, eager)
+        if reason:
+            self.report.note(f"{self.entry.name} was compared with eager region by region, not as a whole: {reason}")
+            return
+        with self.report.phase("check"), torch.no_grad():
+            ours = self._run([*inputs, *self.constants])
+            compare_whole(ours, eager, lambda moved: list(self.gm.forward(*moved)), inputs)
 
     def _in_time(self, future: Future[Any]) -> bool:
         """Wait for `future`, at most until the time limit ends; True when it is done."""

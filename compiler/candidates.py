@@ -111,9 +111,11 @@ _LOOSE = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def _copies(args: Sequence[Any]) -> list[Any]:
-    """Parameters as they are (no graph of the supported kind writes to them), everything else cloned."""
-    return [a.detach().clone().requires_grad_(a.requires_grad)
-            if isinstance(a, torch.Tensor) and not isinstance(a, torch.nn.Parameter) else a for a in args]
+    """Parameters as they are (no graph of the supported kind writes to them), everything else cloned. Outside of
+    inference mode: of buffers that are inference tensors no packed copy could be kept, and every call would pack."""
+    with torch.inference_mode(False):
+        return [a.detach().clone().requires_grad_(a.requires_grad)
+                if isinstance(a, torch.Tensor) and not isinstance(a, torch.nn.Parameter) else a for a in args]
 
 
 def _step(function: Callable[..., Any], args: Sequence[Any], training: bool) -> Callable[[], None]:

@@ -112,6 +112,7 @@ class GraphReport:
     nodes: int = 0
     program: Program | None = None
     source: str = ""
+    timings: dict[str, dict[str, float]] = field(default_factory=dict)  # what decided between methods (codegen/timings)
     kernels: int = 0
     kernel_bytes: int = 0
     aten_bytes: int = 0

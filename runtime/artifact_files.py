@@ -85,6 +85,7 @@ class Manifest(_Strict):
     output_structure: dict[str, Any]
     ranges: dict[str, list[int]]
     weights: dict[str, Weight]
+    timings: dict[str, dict[str, float]] = Field(default_factory=dict)  # of methods, by what they were taken for
     checksums: dict[str, str]
 
 

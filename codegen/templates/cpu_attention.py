@@ -523,6 +523,7 @@ static void run(const Problem& p, int threads) {
   if (p.n.batch * p.n.heads * p.n.queries * p.n.keys * p.n.head < 32 * 1024) threads = 1;
   const int64_t parts = heads >= 4 * threads || heads % threads == 0 ? 1 : blocks;  // of a head
   const int64_t chunk = std::max<int64_t>(1, heads * parts / (8 * threads));  // neighbours: they share cache lines
+  OutOfMemory memory;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const float* ready = nullptr;  // whose values are packed
@@ -530,15 +531,18 @@ static void run(const Problem& p, int threads) {
     for (int64_t unit = 0; unit < heads * parts; unit++) {
       const int64_t b = unit / parts / p.n.heads, h = unit / parts % p.n.heads, part = unit % parts;
       const float* v = p.v + b * p.step.v[0] + h / (p.n.heads / p.n.kv_heads) * p.step.v[1];
-      const float* values = v;
-      if (pack) {
-        if (ready != v) packed_values(v, p.step.v[2], p.n.keys, p.n.head);
-        ready = v, values = values_room.data;
-      }
-      for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; i++)
-        Block(p, b, h, i * LANES, values, pack ? wide : p.step.v[2]).run();
+      memory.watch([&] {
+        const float* values = v;
+        if (pack) {
+          if (ready != v) packed_values(v, p.step.v[2], p.n.keys, p.n.head);
+          ready = v, values = values_room.data;
+        }
+        for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; i++)
+          Block(p, b, h, i * LANES, values, pack ? wide : p.step.v[2]).run();
+      });
     }
   }
+  memory.raise();
 }
 }  // namespace attention
 

@@ -169,6 +169,22 @@ static void gemm_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t N
   }
 }
 
+// What ran out of memory in a parallel region, where an exception would end the process, is thrown behind it.
+struct OutOfMemory {
+  std::atomic<bool> seen{false};
+  template <class F>
+  void watch(F body) {
+    try {
+      body();
+    } catch (const std::bad_alloc&) {
+      seen = true;
+    }
+  }
+  void raise() const {
+    if (seen) throw std::bad_alloc();
+  }
+};
+
 // `run(m0, m1, p0, p1)` on a grid of row blocks (whole tiles of `height` rows) and panel blocks, one per thread.
 // Rows are split when there are enough of them: A is then packed once.
 template <class F>
@@ -177,6 +193,7 @@ static void over_grid(int threads, int64_t M, int64_t panels, int64_t work, int6
   int row_parts = 1;
   while (row_parts * 2 <= threads && threads % (row_parts * 2) == 0 && M / (row_parts * 2) >= 192) row_parts *= 2;
   int panel_parts = threads / row_parts;
+  OutOfMemory memory;
 #pragma omp parallel num_threads(threads)
   {
     int64_t tiles = (M + height - 1) / height;
@@ -184,9 +201,10 @@ static void over_grid(int threads, int64_t M, int64_t panels, int64_t work, int6
       int64_t i = part / panel_parts, j = part % panel_parts;
       int64_t m0 = std::min(M, tiles * i / row_parts * height), m1 = std::min(M, tiles * (i + 1) / row_parts * height);
       int64_t p0 = panels * j / panel_parts, p1 = panels * (j + 1) / panel_parts;
-      if (m0 < m1 && p0 < p1) run(m0, m1, p0, p1);
+      if (m0 < m1 && p0 < p1) memory.watch([&] { run(m0, m1, p0, p1); });
     }
   }
+  memory.raise();
 }
 
 template <class B>
@@ -310,7 +328,7 @@ static bool split_as_asked(int threads, int64_t M, int64_t K, const float* a, in
     const Product& p = *products;
     if (p.N <= 0 || !split_strides(sm, sk, p.sbk, p.sbn)) return false;
     return split_products<UnsplitB>(threads, M, K, a, sm, sk,
-                                    {{{p.b, p.sbk, p.sbn, p.N}, p.N, 0, p.bias, p.bias_m, p.c, p.ldc}});
+                                    {{{p.b, p.sbk, p.sbn, p.N, nullptr, {}}, p.N, 0, p.bias, p.bias_m, p.c, p.ldc}});
   }
   std::vector<Side<SplitB>> sides;
   int64_t panels = 0;
@@ -345,10 +363,14 @@ extern "C" MW_EXPORT void mw_gemm(int threads, int64_t batch, int64_t M, int64_t
     }
     return gemm_one(threads, M, N, K, a, sm, sk, b, sbk, sbn, bias, bias_m, c, ldc);
   }
+  OutOfMemory memory;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && batch * M * N * K > 64 * 1024)
   for (int64_t i = 0; i < batch; i++)
-    gemm_one(1, M, N, K, a + i * sab, sm, sk, b + i * sbb, sbk, sbn, bias ? bias + i * bias_b : nullptr, bias_m,
-             c + i * scb, ldc);
+    memory.watch([&] {
+      gemm_one(1, M, N, K, a + i * sab, sm, sk, b + i * sbb, sbk, sbn, bias ? bias + i * bias_b : nullptr, bias_m,
+               c + i * scb, ldc);
+    });
+  memory.raise();
 }
 
 // Several products with the same a [M, K]: where all are split, a is split once for all of them.

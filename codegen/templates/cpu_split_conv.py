@@ -115,9 +115,9 @@ static MW_TILES bool conv_block(const ConvPlan& p, int64_t n, int64_t r0, int64_
   float* sums = scratch_c.get(pairs * 2 * SR * SC);
   alignas(64) float tile[2 * SR * SC];
   const int lines = (int)((16 + pairs - 1) / pairs);
-  configure_tiles();
+  const Tiles configured;
   for (int64_t panel = p0; panel < p1; panel++) {
-    const bf16* z = b.pieces(panel, 0, 0, theirs);
+    const bf16* z = b.pieces(panel, 0, 0, 0, theirs);
     if (!splits(mine, theirs)) break;
     const Finish finish{lanes(s.O - panel * SC), lanes(s.O - panel * SC - 16), bias + panel * SC,
                         other ? other + panel * SC : nullptr, out + panel * SC, s.relu != 0};
@@ -141,7 +141,6 @@ static MW_TILES bool conv_block(const ConvPlan& p, int64_t n, int64_t r0, int64_
       }
     }
   }
-  _tile_release();
   return p0 >= p1 || splits(mine, theirs);
 }
 
@@ -159,13 +158,18 @@ static bool split_conv(int threads, const ConvShape& given, const float* x, cons
   const int64_t chunks = (s.Ho + rows - 1) / rows, even = (s.Ho + chunks - 1) / chunks;
   const int parts = by_rows ? 1 : std::max(1, threads);
   std::atomic<bool> fits{true};
+  OutOfMemory memory;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic) collapse(2)
   for (int64_t task = 0; task < s.N * chunks; task++)
     for (int part = 0; part < parts; part++) {
       const int64_t n = task / chunks, r0 = task % chunks * even, p0 = panels * part / parts;
       const int64_t p1 = panels * (part + 1) / parts, here = std::min(even, s.Ho - r0);
-      if (here > 0 && p0 < p1 && fits && !conv_block(plan, n, r0, here, p0, p1, x, b, bias, other, out)) fits = false;
+      if (here <= 0 || p0 >= p1 || !fits) continue;
+      memory.watch([&] {
+        if (!conv_block(plan, n, r0, here, p0, p1, x, b, bias, other, out)) fits = false;
+      });
     }
+  memory.raise();
   return fits;
 }
 #endif

@@ -43,6 +43,11 @@ static MW_TILES void configure_tiles() {
   _tile_loadconfig(&c);
 }
 
+struct Tiles {  // released also when memory runs out: threads with tiles in use are slow to switch
+  MW_TILES Tiles() { configure_tiles(); }
+  MW_TILES ~Tiles() { _tile_release(); }
+};
+
 // Largest and smallest maximum of the rows (columns) seen, as bits of |x|: these order like the numbers.
 struct Range {
   uint32_t largest = 0, smallest = 0x7f800000;
@@ -93,6 +98,8 @@ static MW_TILES void pairs_of_k(const float* p, int64_t step, int64_t rows, int6
                                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i zip = _mm512_load_si512(kZip);
   for (int i = 0; i < SR; i++) {
+    __builtin_prefetch(p + (2 * i + SK) * step);  // lines of the next piece lie too far apart for the hardware
+    __builtin_prefetch(p + (2 * i + 1 + SK) * step);
     __m512 even = _mm512_maskz_loadu_ps(2 * i < ks ? lanes(rows) : 0, p + 2 * i * step);
     __m512 odd = _mm512_maskz_loadu_ps(2 * i + 1 < ks ? lanes(rows) : 0, p + (2 * i + 1) * step);
     __m512i parts[3];
@@ -205,25 +212,35 @@ static inline MW_TILES void put(const float* tile, int64_t rows, int64_t cols, f
   }
 }
 
-// Where the pieces of a panel from row k0 on come from: a packed copy, or B itself, packed on the way.
+// Where the pieces of panels g0..g1 from row k0 on come from: a packed copy, or B itself, packed on the way.
 struct SplitB {
   const bf16* data;
   int64_t K;
   Range range;
   static constexpr bool streams = true;  // from memory: worth prefetching
-  const bf16* pieces(int64_t p, int64_t k0, int64_t, Range& seen) const {
+  const bf16* pieces(int64_t p, int64_t, int64_t k0, int64_t, Range& seen) const {
     seen = range;
     return data + (p * ((K + SK - 1) / SK) + k0 / SK) * B_STEP;
   }
+  void pack(int64_t, int64_t, int64_t, int64_t) {}
 };
 struct UnsplitB {
   const float* data;
   int64_t sk, sn, N;
+  const bf16* packed = nullptr;
+  Range range;
   static constexpr bool streams = false;
-  const bf16* pieces(int64_t p, int64_t k0, int64_t kc, Range& seen) const {
-    bf16* to = (bf16*)scratch_b.get((kc + SK - 1) / SK * B_STEP / 2);
-    pack_split_panel(data + k0 * sk + p * SC * sn, sk, sn, kc, std::min<int64_t>(SC, N - p * SC), to, seen);
-    return to;
+  const bf16* pieces(int64_t p, int64_t g0, int64_t, int64_t steps, Range& seen) const {
+    seen = range;
+    return packed + (p - g0) * steps * B_STEP;
+  }
+  void pack(int64_t g0, int64_t g1, int64_t k0, int64_t kc) {
+    const int64_t steps = (kc + SK - 1) / SK;
+    bf16* to = (bf16*)scratch_b.get((g1 - g0) * steps * B_STEP / 2);
+    packed = to;
+    range = Range();
+    for (int64_t p = g0; p < g1; p++, to += steps * B_STEP)
+      pack_split_panel(data + k0 * sk + p * SC * sn, sk, sn, kc, std::min<int64_t>(SC, N - p * SC), to, range);
   }
 };
 
@@ -238,57 +255,90 @@ struct Side {
   int64_t ldc;
 };
 
-// Rows m0..m1 of panels p0..p1. False when the values leave the range of the method: the results are then unfinished.
+// Rows m0..m1 of panels p0..p1, in blocks of rows and k that are split at once and stay in L2 beside a panel of B.
 template <class B>
-static MW_TILES bool split_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t K, const float* a, int64_t sm,
-                                 int64_t sk, const std::vector<Side<B>>& sides) {
-  static const int64_t kNext[L1_STEPS] = {0, A_STEP, 2 * A_STEP};
-  alignas(64) float tile[32 * SC];
-  // Rows and k of A that are split at once, beside a panel of B in L2. Measured; B packed on the way wants shorter k.
-  const int64_t KC = B::streams ? 768 : 384, height = B::streams ? 192 : 256;
-  const int64_t blocks = std::max<int64_t>(1, (m1 - m0 + 127) / height);
-  const int64_t MC = ((m1 - m0 + blocks - 1) / blocks + SC - 1) / SC * SC;
-  bool fits = true;
-  configure_tiles();
-  for (int64_t m = m0; m < m1 && fits; m += MC)
-    for (int64_t k0 = 0; k0 < K && fits; k0 += KC) {
-      const int64_t rows = std::min(MC, m1 - m), kc = std::min(KC, K - k0), steps = (kc + SK - 1) / SK;
-      const int64_t tiles = (rows + SR - 1) / SR, pairs = (tiles + 1) / 2;
-      bf16* pieces = (bf16*)scratch_a.get(tiles * steps * A_STEP / 2);
-      Range mine;
-      for (int64_t t = 0; t < tiles; t++)
-        pack_lines(a + (m + t * SR) * sm + k0 * sk, sm, sk, std::min<int64_t>(SR, rows - t * SR), kc, true,
-                   pieces + t * steps * A_STEP, A_STEP, TILE, mine);
-      size_t at = 0;
-      for (int64_t p = p0; p < p1 && fits; p++) {
-        while (at + 1 < sides.size() && sides[at + 1].first <= p) at++;
-        const Side<B>& side = sides[at];
-        const int64_t column = (p - side.first) * SC, cols = std::min<int64_t>(SC, side.N - column);
-        Range theirs;
-        const bf16* panel = side.b.pieces(p - side.first, k0, kc, theirs);
-        fits = splits(mine, theirs);
-        for (int64_t s = 0; s < steps; s += L1_STEPS) {
-          const int64_t n = std::min(L1_STEPS, steps - s);
-          const bf16* z = panel + s * B_STEP;
-          const int lines = B::streams ? (int)((16 + pairs - 1) / pairs) : 0;  // per group: 96 lines of B a k step
-          const bool first = k0 == 0 && s == 0;
-          for (int64_t t = 0; t < tiles; t += 2) {
-            const bf16* x = pieces + (t * steps + s) * A_STEP;
-            const char* next = (const char*)(z + n * B_STEP) + t / 2 * n * 6 * lines * 64;
-            if (t + 1 < tiles) multiply<2>(n, x, x + steps * A_STEP, kNext, TILE, z, tile, next, lines);
-            else multiply<1>(n, x, x, kNext, TILE, z, tile, next, lines);
-            const int64_t row = m + t * SR;
-            float* to = side.c + row * side.ldc + column;
-            const float* bias = side.bias ? side.bias + row * side.bias_m + column : nullptr;
-            put(tile, std::min<int64_t>(2 * SR, m + rows - row), cols, to, side.ldc, first ? bias : to,
-                first ? side.bias_m : side.ldc);
-          }
+struct SplitBlock {
+  int64_t m0, m1, p0, p1, K;
+  const float* a;
+  int64_t sm, sk;
+  std::vector<Side<B>> sides;  // its own: UnsplitB packs into it
+  // Measured; B that is packed on the way wants shorter k.
+  static constexpr int64_t KC = B::streams ? 768 : 384, HEIGHT = B::streams ? 192 : 256;
+  static constexpr int64_t GROUP = 32;  // panels of B packed at once, where several blocks of rows read them
+
+  // False when the values leave the range of the method: the results are then unfinished.
+  MW_TILES bool run() {
+    const int64_t blocks = std::max<int64_t>(1, (m1 - m0 + 127) / HEIGHT);
+    const int64_t MC = ((m1 - m0 + blocks - 1) / blocks + SC - 1) / SC * SC;
+    const Tiles configured;
+    if (B::streams) {
+      for (int64_t m = m0; m < m1; m += MC)
+        for (int64_t k0 = 0; k0 < K; k0 += KC)
+          if (!part(m, std::min(MC, m1 - m), k0, p0, p1)) return false;
+      return true;
+    }
+    const int64_t group = blocks == 1 ? 1 : GROUP, wide = blocks == 1 ? p1 - p0 : group;
+    for (int64_t w = p0; w < p1; w += wide)  // one block of rows: its pieces serve all panels; several: B's serve them
+      for (int64_t k0 = 0; k0 < K; k0 += KC)
+        for (int64_t g0 = w; g0 < std::min(p1, w + wide); g0 += group) {
+          const int64_t g1 = std::min(p1, g0 + group);
+          sides[0].b.pack(g0, g1, k0, std::min(KC, K - k0));
+          for (int64_t m = m0; m < m1; m += MC)
+            if (!part(m, std::min(MC, m1 - m), k0, g0, g1)) return false;
+        }
+    return true;
+  }
+
+  MW_TILES bool part(int64_t m, int64_t rows, int64_t k0, int64_t g0, int64_t g1) {
+    static const int64_t kNext[L1_STEPS] = {0, A_STEP, 2 * A_STEP};
+    alignas(64) float tile[32 * SC];
+    const int64_t kc = std::min(KC, K - k0), steps = (kc + SK - 1) / SK;
+    const int64_t tiles = (rows + SR - 1) / SR, pairs = (tiles + 1) / 2;
+    const bf16* pieces = rows_split(m, rows, k0, kc);
+    size_t at = 0;
+    for (int64_t p = g0; p < g1; p++) {
+      while (at + 1 < sides.size() && sides[at + 1].first <= p) at++;
+      const Side<B>& side = sides[at];
+      const int64_t column = (p - side.first) * SC, cols = std::min<int64_t>(SC, side.N - column);
+      Range theirs;
+      const bf16* panel = side.b.pieces(p - side.first, g0 - side.first, k0, steps, theirs);
+      if (!splits(mine, theirs)) return false;
+      for (int64_t s = 0; s < steps; s += L1_STEPS) {
+        const int64_t n = std::min(L1_STEPS, steps - s);
+        const bf16* z = panel + s * B_STEP;
+        const int lines = B::streams ? (int)((16 + pairs - 1) / pairs) : 0;  // per group: 96 lines of B a k step
+        const bool first = k0 == 0 && s == 0;
+        for (int64_t t = 0; t < tiles; t += 2) {
+          const bf16* x = pieces + (t * steps + s) * A_STEP;
+          const char* next = (const char*)(z + n * B_STEP) + t / 2 * n * 6 * lines * 64;
+          if (t + 1 < tiles) multiply<2>(n, x, x + steps * A_STEP, kNext, TILE, z, tile, next, lines);
+          else multiply<1>(n, x, x, kNext, TILE, z, tile, next, lines);
+          const int64_t row = m + t * SR;
+          float* to = side.c + row * side.ldc + column;
+          const float* bias = side.bias ? side.bias + row * side.bias_m + column : nullptr;
+          put(tile, std::min<int64_t>(2 * SR, m + rows - row), cols, to, side.ldc, first ? bias : to,
+              first ? side.bias_m : side.ldc);
         }
       }
     }
-  _tile_release();
-  return fits;
-}
+    return true;
+  }
+
+  // Rows m..m+rows of A at k0..k0+kc as tiles; `mine`: their range.
+  MW_TILES const bf16* rows_split(int64_t m, int64_t rows, int64_t k0, int64_t kc) {
+    const int64_t tiles = (rows + SR - 1) / SR, steps = (kc + SK - 1) / SK;
+    bf16* pieces = (bf16*)scratch_a.get(tiles * steps * A_STEP / 2);
+    if (m == kept_m && k0 == kept_k) return pieces;  // the only block of rows: split for the panels before
+    mine = Range();
+    for (int64_t t = 0; t < tiles; t++)
+      pack_lines(a + (m + t * SR) * sm + k0 * sk, sm, sk, std::min<int64_t>(SR, rows - t * SR), kc, true,
+                 pieces + t * steps * A_STEP, A_STEP, TILE, mine);
+    kept_m = m, kept_k = k0;
+    return pieces;
+  }
+  Range mine;
+  int64_t kept_m = -1, kept_k = -1;
+};
 
 template <class B>
 static bool split_products(int threads, int64_t M, int64_t K, const float* a, int64_t sm, int64_t sk,
@@ -296,7 +346,8 @@ static bool split_products(int threads, int64_t M, int64_t K, const float* a, in
   std::atomic<bool> fits{true};
   const int64_t panels = sides.back().first + (sides.back().N + SC - 1) / SC;
   over_grid(threads, M, panels, M * panels * SC * K, SR, [&](int64_t m0, int64_t m1, int64_t p0, int64_t p1) {
-    if (!split_block(m0, m1, p0, p1, K, a, sm, sk, sides)) fits = false;
+    SplitBlock<B> block{m0, m1, p0, p1, K, a, sm, sk, sides, {}};
+    if (!block.run()) fits = false;
   });
   return fits;
 }

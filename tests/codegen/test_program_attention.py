@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import meshwright as mw
-from meshwright.codegen import program_cpp_attention
+from meshwright.codegen import program_cpp_attention, timings
 from meshwright.codegen.program_attention import FLASH, lower_attention
 from meshwright.codegen.program_cpp import print_program_cpp
 from meshwright.codegen.program_cpp_attention import MeasuredAttention, call_attention, pays
@@ -21,6 +21,7 @@ from meshwright.codegen.program_cpp_run import compile_program, host_library
 from meshwright.codegen.program_memory import last_uses, plan_arena, roots
 from meshwright.codegen.program_python import load_program_python
 from meshwright.codegen.schema import Unsupported
+from meshwright.codegen.timings import Timings
 from meshwright.compiler.artifact_verify import verify_program
 from meshwright.compiler.tolerance import difference
 from meshwright.runtime.errors import ArtifactError
@@ -339,14 +340,15 @@ def test_the_choice_is_measured_once(monkeypatch):
     calls = []
     monkeypatch.setattr(program_cpp_attention, "measure", lambda *a: calls.append(a) or (2.0, 1.0))
     store: dict = {}
-    monkeypatch.setattr(program_cpp_attention.cache, "get_json", store.get)
-    monkeypatch.setattr(program_cpp_attention.cache, "put_json", store.__setitem__)
+    monkeypatch.setattr(timings.cache, "get_json", store.get)
+    monkeypatch.setattr(timings.cache, "put_json", store.__setitem__)
     large = MeasuredAttention(1, 4, 4, 512, 512, 64, False, "")
-    assert not pays(host_library(), large, 1) and not pays(host_library(), large, 1)
+    assert not pays(host_library(), large, 1, Timings()) and not pays(host_library(), large, 1, Timings())
     assert len(calls) == 1
-    pays(host_library(), large, 2)
+    pays(host_library(), large, 2, Timings())
     assert len(calls) == 2
-    assert pays(host_library(), MeasuredAttention(1, 1, 1, 8, 8, 8, False, ""), 1) and len(calls) == 2
+    small = MeasuredAttention(1, 1, 1, 8, 8, 8, False, "")
+    assert pays(host_library(), small, 1, Timings()) and len(calls) == 2
 
 
 def test_both_ways_are_timed():

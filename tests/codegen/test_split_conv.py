@@ -13,6 +13,7 @@ import meshwright as mw
 from meshwright.codegen import program_cpp_conv_methods as methods
 from meshwright.codegen.program_cpp_conv import PackedConv
 from meshwright.codegen.program_cpp_run import host_library
+from meshwright.codegen.timings import Timings
 from meshwright.runtime.program import Conv, TensorSpec
 
 EPS = torch.finfo(torch.float32).eps
@@ -122,7 +123,8 @@ def test_a_model_with_either_method(forced: bool, monkeypatch: pytest.MonkeyPatc
 def test_forbidden_by_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MESHWRIGHT_SPLIT_PRODUCTS", "0")
     weight, bias = torch.randn(32, 32, 1, 1), torch.randn(32)
-    assert not methods.pays(host_library(), wanted((1, 1), (0, 0), (1, 1), False), [weight, bias], (1, 32, 56, 56), 1)
+    assert not methods.pays(host_library(), wanted((1, 1), (0, 0), (1, 1), False), [weight, bias], (1, 32, 56, 56), 1,
+                            Timings())
 
 
 def test_mw_compile_of_a_block():

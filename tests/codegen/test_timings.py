@@ -14,6 +14,7 @@ from meshwright.codegen import (
     program_cpp_conv_methods,
     program_cpp_conv_sizes,
     program_cpp_packing,
+    timings,
 )
 from meshwright.codegen.affine import ONE, ZERO
 from meshwright.codegen.program_cpp_attention import MeasuredAttention
@@ -21,6 +22,7 @@ from meshwright.codegen.program_cpp_conv import PackedConv
 from meshwright.codegen.program_cpp_gemm import Product, Weight
 from meshwright.codegen.program_cpp_run import host_library
 from meshwright.codegen.templates.cpu_gemm import FP32, LIBRARY
+from meshwright.codegen.timings import Timings
 from meshwright.runtime.program import Conv, TensorSpec
 
 CONV = PackedConv((0, 1), Conv(TensorSpec("y", "float32", (1, 1, 1, 1), (1, 1, 1, 1)), "x", "w", "b", (1, 1), (1, 1),
@@ -92,3 +94,24 @@ def test_the_users_defaults_do_not_count(timed: Callable[[], None], strange_defa
         timed()
     assert made.tensors and {t.device.type for t in made.tensors} == {"cpu"}
     assert {t.dtype for t in made.tensors} <= {torch.float32, torch.float64, torch.uint8}
+
+
+def test_times_that_were_given_come_before_those_on_disk(monkeypatch: pytest.MonkeyPatch):
+    disk: dict[str, Any] = {}
+    monkeypatch.setattr(timings.cache, "get_json", disk.get)
+    monkeypatch.setattr(timings.cache, "put_json", disk.__setitem__)
+    first = Timings()
+    taken = first.seconds("product", "text", "8 8 8", ("own", "library"), lambda: {"own": 1.0, "library": 2.0})
+    assert taken == {"own": 1.0, "library": 2.0} and list(disk.values()) == [taken]
+    other = {key: {"own": 5.0, "library": 3.0} for key in first.used}
+    second = Timings(other)
+    assert second.seconds("product", "text", "8 8 8", ("own", "library"), pytest.fail)["own"] == 5.0
+    assert Timings().seconds("product", "text", "8 8 8", ("own",), pytest.fail)["own"] == 1.0
+
+
+@pytest.mark.parametrize("damaged", [None, 3, {"own": "fast"}, {"own": float("nan")}, {"own": -1.0}, {"library": 1.0}])
+def test_a_damaged_entry_is_measured_anew(damaged: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(timings.cache, "get_json", lambda key: damaged)
+    monkeypatch.setattr(timings.cache, "put_json", lambda key, value: None)
+    found = Timings().seconds("product", "text", "8", ("own", "library"), lambda: {"own": 1.0, "library": 2.0})
+    assert found["library"] == 2.0

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import meshwright as mw
+from meshwright.codegen import program_cpp_packing
 from meshwright.compiler import artifact_load
 from meshwright.runtime.artifact_files import read_artifact
 
@@ -53,6 +54,19 @@ def test_loading_is_bit_equal_and_keeps_the_structure(saved) -> None:
     assert torch.equal(got["logits"], expected["logits"])
     assert torch.equal(got["states"][0], expected["states"][0])
     assert got["states"][1] is example["ids"] and got["layers"] == 1
+
+
+def test_a_loaded_model_takes_the_methods_it_was_saved_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times come with it: an empty cache, where a busy machine may prefer another method, changes no bit."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 128)).eval(), torch.randn(64, 256)
+    fast = mw.compile(model, (x,))
+    fast.save(tmp_path / "model")
+    with torch.no_grad():
+        expected = fast(x)
+    monkeypatch.setenv("MESHWRIGHT_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr(program_cpp_packing, "measure", pytest.fail)
+    assert torch.equal(mw.load(tmp_path / "model")(x), expected)
 
 
 def test_a_new_process_needs_no_class(saved, tmp_path: Path) -> None:

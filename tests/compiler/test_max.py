@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import meshwright as mw
-from meshwright.compiler import measure
+from meshwright.compiler import candidates, measure
 
 pytestmark = pytest.mark.usefixtures("eager_engine")
 
@@ -31,6 +31,12 @@ def test_the_faster_stays(monkeypatch: pytest.MonkeyPatch, wins: bool, train: bo
         parameters = list(model.parameters())
         torch.testing.assert_close(torch.autograd.grad(fast(x).sum(), parameters),
                                    torch.autograd.grad(model(x).sum(), parameters))
+
+
+def test_buffers_are_timed_with_their_packed_copies_kept() -> None:
+    with torch.inference_mode():
+        copies = candidates._copies([torch.ones(3), nn.Parameter(torch.ones(3), requires_grad=False), 7])
+    assert not copies[0].is_inference() and copies[2] == 7
 
 
 def test_the_default_mode_never_imports_the_inductor_compiler() -> None:
