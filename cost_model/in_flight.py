@@ -25,7 +25,7 @@ class Held(NamedTuple):
 
 
 def in_flight(schedule: Schedule, stage: int, chunk: int | None = None, until: Release = "B") -> int:
-    """The most micro-batches (of one chunk, or chunk activations of all) that a stage holds, counted along its order."""
+    """The most micro-batches (of one chunk, or chunk activations of all) that a stage holds, counted by its order."""
     if not schedule.splits_backward:
         until = "B"
     held = peak = 0

@@ -4,8 +4,8 @@
     step      = max over stages (end of the last operation + sync + optimizer)
 
 Only maxima and sums of costs: raising any cost never makes a step shorter (a greedy scheduler has no such promise,
-Graham 1966). Transfers delay the receiver and occupy nobody; contention belongs into the costs. Everything is in integer
-nanoseconds. `simulate` visits every operation; `cost_model/steady_state.py` gives the same step time without.
+Graham 1966). Transfers delay the receiver and occupy nobody; contention belongs into the costs. Everything is in
+integer nanoseconds. `simulate` visits every operation; `cost_model/steady_state.py` gives the same step time without.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .schedules import Op, Order, Schedule, awaited, first_violation, orders
 
 @dataclass(frozen=True)
 class StageCosts:
-    """What one stage takes, in nanoseconds: per micro-batch and chunk the forward and the two gradients, per transfer to
-    the next and to the previous stage (the last stage's next is the first one, which matters with several chunks), and
-    once, at its end, gradient synchronisation and optimizer. Raises `ValueError` for negative or fractional numbers and
-    when the three lists differ in length."""
+    """What one stage takes, in nanoseconds: per micro-batch and chunk the forward and the two gradients, per transfer
+    to the next and to the previous stage (the last stage's next is the first one, which matters with several chunks),
+    and once, at its end, gradient synchronisation and optimizer. Raises `ValueError` for negative or fractional numbers
+    and when the three lists differ in length."""
 
     forward_ns: tuple[int, ...]
     input_gradient_ns: tuple[int, ...]
@@ -121,8 +121,8 @@ class Timeline:
 
 
 def simulate(schedule: Schedule, costs: Sequence[StageCosts], candidate: Sequence[Order] | None = None) -> Timeline:
-    """The time line of one step. `candidate` replaces the schedule's own orders. Raises `ValueError` when the costs don't
-    fit the schedule or the candidate is no valid order, naming what is wrong first."""
+    """The time line of one step. `candidate` replaces the schedule's own orders. Raises `ValueError` when the costs
+    don't fit the schedule or the candidate is no valid order, naming what is wrong first."""
     check_costs(schedule, costs)
     fault = first_violation(schedule, candidate) if candidate is not None else None
     if fault:
@@ -162,5 +162,5 @@ def check_costs(schedule: Schedule, costs: Sequence[StageCosts]) -> None:
         raise ValueError(f"schedule {schedule.name}: expected costs of {schedule.stages} stages, got {len(costs)}")
     for stage, c in enumerate(costs):
         if len(c.forward_ns) != schedule.chunks:
-            raise ValueError(f"schedule {schedule.name}: expected costs of {schedule.chunks} chunk(s) on stage {stage}, "
-                             f"got {len(c.forward_ns)}")
+            raise ValueError(f"schedule {schedule.name}: expected costs of {schedule.chunks} chunk(s) on stage "
+                             f"{stage}, got {len(c.forward_ns)}")

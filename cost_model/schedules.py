@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
 Kind = Literal["F", "B", "W"]
@@ -95,8 +94,8 @@ def orders(schedule: Schedule) -> tuple[Order, ...]:
 
 
 def _one_forward_one_backward(schedule: Schedule, stage: int) -> Iterator[Op]:
-    """Some forwards ahead, then a forward and a backward in turn, then the backwards that are left. The schedules differ
-    in how many forwards go ahead: GPipe runs all."""
+    """Some forwards ahead, then a forward and a backward in turn, then the backwards that are left. The schedules
+    differ in how many forwards go ahead: GPipe runs all."""
     forwards, backwards = _forwards(schedule), _backwards(schedule)
     for _ in range(warm_up(schedule, stage)):
         yield next(forwards)

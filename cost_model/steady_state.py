@@ -3,19 +3,19 @@
 GPipe has a closed form: a pipeline whose parts take the same time for every micro-batch is a flow shop, in which the
 slowest part is paid for every micro-batch and the others once.
 
-The others have none for uneven stages: the longest path zigzags between stages. But their orders are regular. In *steps*
-t = 0, 1, … the n-th forward of stage s belongs to step n + s, the n-th backward to
+The others have none for uneven stages: the longest path zigzags between stages. But their orders are regular. In
+*steps* t = 0, 1, … the n-th forward of stage s belongs to step n + s, the n-th backward to
 
     1f1b, zb-h1   step n + p - 1                      (waits for a forward of step t - 1, a backward of step t)
     interleaved   step n + (p - 1 - s) + (v·p - 1)    (waits for a backward of step t - 1)
 
-and the n-th weight gradient to step n + s + p - 1; in a step a stage runs its forward, then its backward, then its weight
-gradient. So a step is a map of maxima and sums from the last end times to the next, and between warm-up and cool-down it
-is the same map in every step (interleaved: in every p·v steps, a round). Such a map commutes with adding a constant to all
-times. When the end times after two rounds differ by one constant, every later pair of rounds that far apart does too,
-and whole periods may be skipped *exactly*. All stages wait for one another, so this always happens some day (Baccelli,
-Cohen, Olsder, Quadrat, "Synchronization and Linearity", 1992, Theorem 3.112), mostly after a few rounds. Where two
-stages are almost equally slow it can take until m; then every step is walked, and the result is no less exact.
+and the n-th weight gradient to step n + s + p - 1; in a step a stage runs its forward, then its backward, then its
+weight gradient. So a step is a map of maxima and sums from the last end times to the next, and between warm-up and
+cool-down it is the same map in every step (interleaved: in every p·v steps, a round). Such a map commutes with adding a
+constant to all times. When the end times after two rounds differ by one constant, every later pair of rounds that far
+apart does too, and whole periods may be skipped *exactly*. All stages wait for one another, so this always happens some
+day (Baccelli, Cohen, Olsder, Quadrat, "Synchronization and Linearity", 1992, Theorem 3.112), mostly after a few rounds.
+Where two stages are almost equally slow it can take until m; then every step is walked, and the result is as exact.
 """
 
 from __future__ import annotations
