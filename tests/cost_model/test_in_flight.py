@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from meshwright.cost_model import in_flight as module
 from meshwright.cost_model.in_flight import closed_in_flight, in_flight, peak_activation_bytes
 from meshwright.cost_model.pipeline import StageCosts, simulate
-from meshwright.cost_model.schedules import Schedule
+from meshwright.cost_model.schedules import Schedule, stage_order
 
 from .pipelines import instances, schedules
 
@@ -75,19 +73,14 @@ def test_a_wrong_warm_up_is_caught(schedule: Schedule, wrong_by: int, monkeypatc
 @pytest.mark.parametrize("name", ["1f1b", "zb-h1", "interleaved"])
 def test_an_activation_released_too_early_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seeded fault in the peak's bookkeeping: it no longer agrees with the time line."""
-    schedule = Schedule(name, 4, 16, 2 if name == "interleaved" else 1)  # type: ignore[arg-type]
-    v = schedule.chunks
-    curve = simulate(schedule, [StageCosts((1,) * v, (1,) * v, (1,) * v)] * 4).activation_curve(1, [1] * v, [1] * v)
-    held = max(h for _, h in curve)
-    assert peak_activation_bytes(schedule, 1, [1] * v, [1] * v) == held
-    wrong = replace(schedule, micro_batches=12) if v > 1 else schedule
-    monkeypatch.setattr(module, "stage_order", lambda s, stage: (op for op in list(stage_order_of(s, stage))
-                                                                 if (op.kind, op.micro_batch) != ("F", 2)))
+    schedule = Schedule(name, 4, 8, 2 if name == "interleaved" else 1)  # type: ignore[arg-type]
+    sizes = [1] * schedule.chunks
+    line = simulate(schedule, [StageCosts(tuple(sizes), tuple(sizes), tuple(sizes))] * 4)
+    held = max(h for _, h in line.activation_curve(1, sizes, sizes))
+    assert peak_activation_bytes(schedule, 1, sizes, sizes) == held
+    monkeypatch.setattr(module, "stage_order", lambda *a: (op for op in stage_order(*a) if op[::2] != ("F", 2)))
     module.held_at_peaks.cache_clear()
     try:
-        assert peak_activation_bytes(wrong, 1, [1] * v, [1] * v) < held
+        assert peak_activation_bytes(schedule, 1, sizes, sizes) < held
     finally:
         module.held_at_peaks.cache_clear()
-
-
-stage_order_of = module.stage_order
