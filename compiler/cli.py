@@ -1,4 +1,4 @@
-"""The command line: `meshwright explain`, `kernels`, `doctor`. `--help` imports neither torch nor rich."""
+"""The command line: `meshwright explain`, `kernels`, `plan`, `doctor`. `--help` imports neither torch nor rich."""
 
 from __future__ import annotations
 
@@ -63,6 +63,37 @@ def kernels(model: Model, target: Annotated[str, typer.Option(help="cpu, sm_80, 
     for kernel in found:
         print(f"{kernel.comment}\n{kernel.source}")
     print(f"{len(found)} kernels for {target}", file=sys.stderr)
+
+
+@app.command()
+def plan(galvatron_profiles: Annotated[Path, typer.Option(help="Folder of Galvatron's profile files: computation, "
+                                                               "memory and hardware.")],
+         layers: Annotated[int, typer.Option(min=1, help="Transformer layers of the model.")],
+         gpus: Annotated[int, typer.Option(min=1, help="GPUs, a power of two that was profiled.")],
+         memory_gb: Annotated[float, typer.Option(help="Memory of a GPU; a fifth is set aside above 20.")],
+         global_batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")],
+         chunks: Annotated[int | None, typer.Option(help="Micro-batches of a step; searched if not given.")] = None,
+         hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size; by default what the memory profile "
+                                                                "of a checkpointed layer implies.")] = None,
+         output: Annotated[Path | None, typer.Option("--output", "-o", help="Write Galvatron's plan JSON.")] = None,
+         as_json: Json = False) -> None:
+    """Find the fastest parallel plan under Galvatron's cost formulas, on its profile files. Exit code 3: none fits."""
+    from .plan_command import plan_from_galvatron_profiles
+    from .planner.galvatron import Ask
+
+    ask = Ask(layers, memory_gb, global_batch, chunks)
+    with progress("searching for a plan"):
+        answer = plan_from_galvatron_profiles(galvatron_profiles, ask, gpus, hidden)
+    if answer.fits and output is not None:
+        _write(output, answer.plan_file())
+    if as_json:
+        _print(answer.as_dict())
+    elif answer.fits:
+        _print(answer)
+    else:
+        print(f"meshwright: {answer.as_dict()['reason']}", file=sys.stderr)
+    if not answer.fits:
+        raise typer.Exit(3)
 
 
 @app.command()
