@@ -66,7 +66,7 @@ class Answer:
 
 
 def plan_from_galvatron_profiles(folder: Path, ask: Ask, gpus: int, hidden: int | None = None) -> Answer:
-    """Read the profiles in `folder` and search. Raises `InvalidInputError` for profiles or an ask that can't be used."""
+    """Read the profiles in `folder` and search. Raises `InvalidInputError` for what can't be used."""
     try:
         profile = read_profile(folder, gpus, hidden)
     except ProfileError as error:

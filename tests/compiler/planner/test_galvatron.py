@@ -1,4 +1,4 @@
-"""The planner under Galvatron's formulas: equal to brute force, at least as fast as its own plans, honest when none fits."""
+"""The planner under Galvatron's formulas: equal to brute force, no slower than its own plans, honest when none fits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def brute_force(profile: Profile, ask: Ask) -> float:
 
 
 def random_case(seed: int) -> tuple[Profile, Ask]:
-    """A profile with links up to 300 times slower, so that synchronisation matters, and a space small enough to list."""
+    """A profile with links up to 300 times slower, so that synchronisation matters, and a space one can list."""
     draw = random.Random(seed)
     slow = draw.choice([1.0, 10.0, 300.0])
     profile = replace(PROFILE, parameter_mb=draw.uniform(100, 2000),
@@ -148,7 +148,8 @@ def test_the_exported_plan_has_the_fields_of_its_own() -> None:
 @pytest.mark.parametrize(("ask", "message"), [
     (lambda: Ask(0, 36, 64), "layers 0; expected a positive number"),
     (lambda: Ask(32, math.nan, 64), "memory nan; expected a positive number"),
-    (lambda: Ask(32, 36, 64, 7), "7 chunks for a global batch of 64; expected a divisor of the batch. The nearest is 8"),
+    (lambda: Ask(32, 36, 64, 7),
+     "7 chunks for a global batch of 64; expected a divisor of the batch. The nearest is 8"),
     (lambda: search(PROFILE, Ask(32, 36, 64, keep=lambda s: False)), "no strategy is left"),
 ])
 def test_bad_asks_are_refused(ask, message: str) -> None:
