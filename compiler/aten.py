@@ -182,16 +182,17 @@ class CompiledGraph:
         self._record(judge.verdicts, kept, symbols)
         program = self._program
         all_kept = program is not None and len(kept) == len(self.groups)
-        self._run = program.result() if program is not None and all_kept else self._make_runner(kept)
+        run = program.result() if program is not None and all_kept else self._make_runner(kept)
         self._program = None
-        self._compare_whole(inputs, outputs)
+        self._compare_whole(run, inputs, outputs)
+        self._run = run  # only now: a caller that catches `WrongResult` and calls again must meet it again
         self.entry.state = "ready"
         args.clear()
         return outputs
 
-    def _compare_whole(self, inputs: list[Any], eager: list[Any]) -> None:
+    def _compare_whole(self, run: Runner, inputs: list[Any], eager: list[Any]) -> None:
         """Raises `WrongResult` when the finished program does not give eager's outputs."""
-        if not self.settings.check or self._run is None:
+        if not self.settings.check:
             return
         late = self.deadline is not None and time.monotonic() > self.deadline
         reason = "time limit reached" if late else why_not_compared(self.gm, eager)
@@ -199,7 +200,7 @@ class CompiledGraph:
             self.report.note(f"{self.entry.name} was compared with eager region by region, not as a whole: {reason}")
             return
         with self.report.phase("check"), torch.no_grad():
-            ours = self._run([*inputs, *self.constants])
+            ours = run([*inputs, *self.constants])
             compare_whole(ours, eager, lambda moved: list(self.gm.forward(*moved)), inputs)
 
     def _in_time(self, future: Future[Any]) -> bool:

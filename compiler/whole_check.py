@@ -49,7 +49,7 @@ def compare_whole(ours: Sequence[Any], eager: Sequence[Any], rerun: Callable[[Se
 
 
 def off(mine: Any, theirs: Any) -> float:
-    """The share of elements that differ by more than the tolerance; 1 for another shape, stride or dtype."""
+    """The share of elements that differ by more than the tolerance; 1 for another shape or dtype."""
     if not isinstance(theirs, torch.Tensor):
         return 0.0
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
