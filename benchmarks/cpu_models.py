@@ -289,7 +289,8 @@ def main() -> None:
         _show_compile_times(document["compile_time"])
     if not given.no_write and not given.model:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        document["measured"] = {part: now for part in ("inference", "training", "compile_time") if part in document}
+        parts = [part for part in ("inference", "training", "compile_time") if part in document]
+        document["measured"] = {part: {"date": now, "rounds": given.rounds} for part in parts}
         print(f"written to {write_result('cpu_models', _with_earlier_parts(document))}")
 
 
