@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
-from ..runtime.program import Alloc, Attention, Call, Json, Program, Size, Step, TensorSpec, View
+from ..runtime.program import Alloc, Attention, Call, Json, Program, Size, Step, TensorSpec
+from .program_calls import lower_calls
 from .program_memory import size_expr
 from .schema import bind
 
@@ -21,19 +21,7 @@ MAX_HEAD = 256  # a row of queries and of results of this length still fits the 
 
 def lower_attention(program: Program) -> Program:
     """`program` with its attentions as `Attention` steps where the template takes them."""
-    specs = {i.name: i for i in program.inputs if isinstance(i, TensorSpec)}
-    steps: list[Step] = []
-    for step in program.steps:
-        if isinstance(step, (Alloc, View)):
-            specs[step.spec.name] = step.spec
-        if isinstance(step, Call):
-            specs.update((s.name, s) for s in step.specs if s is not None)
-            lowered = _lower(step, specs)
-            if lowered is not None:
-                steps += lowered
-                continue
-        steps.append(step)
-    return replace(program, steps=tuple(steps))
+    return lower_calls(program, _lower)
 
 
 def _lower(call: Call, specs: Mapping[str, TensorSpec]) -> list[Step] | None:

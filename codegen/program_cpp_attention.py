@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,11 +23,9 @@ from .program_cpp_tensors import Tensors, ints
 from .program_memory import size_expr
 from .schema import Unsupported, operator_of
 from .templates.cpu_attention import SOURCE
-from .timings import Timings
+from .timings import METHODS, TYPICAL, Timings, fastest
 
-METHODS = ("own", "library")
 MAX_THREADS = 64  # columns of the table of choices; more threads share the last one
-_TYPICAL = 128  # stands for a symbolic size
 _SMALL = 1 << 20  # attentions of fewer multiplications are not measured: the template saves the operator's overhead
 _LARGE = 1 << 30  # the batch of larger ones is cut for the timing
 _LONG_S = 0.05  # after two runs this long, two are enough
@@ -119,7 +116,7 @@ def _measured(sizes: Sequence[Size], step: Attention, mask: Sequence[Size]) -> M
 
 
 def _typical(size: Expr) -> int:
-    return max(1, size.evaluate(dict.fromkeys(size.symbols(), _TYPICAL)))
+    return max(1, size.evaluate(dict.fromkeys(size.symbols(), TYPICAL)))
 
 
 class AttentionChoices:
@@ -168,15 +165,8 @@ def measure(host: ctypes.PyDLL, a: MeasuredAttention, threads: int) -> tuple[flo
             lambda: call_attention(host, threads, q, k, v, mask, out, causal=a.causal),
             lambda: flash(q, k, v, 0.0, a.causal, attn_mask=mask),
         ]
-        best = [float("inf"), float("inf")]
-        for turn in range(6):
-            for i, run in enumerate(runs):
-                start = time.perf_counter()
-                run()
-                best[i] = min(best[i], time.perf_counter() - start)
-            if turn and max(best) > _LONG_S:
-                break
-    return best[0], best[1]
+        own_s, library_s = fastest(runs, long_s=_LONG_S)
+    return own_s, library_s
 
 
 def call_attention(host: ctypes.PyDLL, threads: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,

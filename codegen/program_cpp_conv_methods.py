@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,9 +20,8 @@ from .program_cpp_conv_sizes import SizeSet
 from .program_cpp_gemm import Weight
 from .program_cpp_packing import HOST_FLOATS, may_split, pack
 from .templates.cpu_gemm import SOURCE, SPLIT
-from .timings import Timings
+from .timings import METHODS, Timings, fastest
 
-METHODS = ("own", "library")
 MIN_CHANNELS = 16  # a tap's channels are padded to 32
 _CHANNELS = 32
 
@@ -101,20 +99,14 @@ def measure(library: ctypes.PyDLL, conv: PackedConv, weight: torch.Tensor, shift
     out = library_run(x, theirs, shift, *where, 1, "none", [], None)
     if not call_conv(library, threads, x, ours, tuple(weight.shape), conv, shift, out):
         ours = split_weight(library, torch.ones_like(weight))  # the time is the shape's, other weights may be in range
-    best = [float("inf"), float("inf")]
     runs: list[Callable[[], Any]] = [
         lambda: call_conv(library, threads, x, ours, tuple(weight.shape), conv, shift, out),
         lambda: library_run(x, theirs, shift, *where, 1, "none", [], None),
     ]
     reads = ((ours.data_ptr(), ours.numel()),
              (int(torch.ops.mkldnn.data_ptr(theirs)), int(torch.ops.mkldnn._nbytes(theirs))))
-    for _ in range(5):
-        for k, (run, memory) in enumerate(zip(runs, reads, strict=True)):
-            library.mw_evict(*memory)
-            start = time.perf_counter()
-            run()
-            best[k] = min(best[k], time.perf_counter() - start)
-    return best[0], best[1]
+    own_s, library_s = fastest(runs, before=lambda i: library.mw_evict(*reads[i]), turns=5)
+    return own_s, library_s
 
 
 def call_conv(library: ctypes.PyDLL, threads: int, x: torch.Tensor, packed: torch.Tensor, shape: Sequence[int],

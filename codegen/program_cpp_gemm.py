@@ -64,11 +64,11 @@ def print_gemm(step: Gemm, tensors: Tensors, program: Program, products: list[Pr
 
 def print_gemms(step: Gemms, tensors: Tensors, program: Program, products: list[Product]) -> None:
     """Products that share their left side, in one call."""
-    found = [_operands(p, tensors, program, products) for p in step.products]
     if any(size_expr(tensors.spec(p.out).shape[0]) != 1 for p in step.products if len(tensors.spec(p.out).shape) > 2):
         for p in step.products:
             print_gemm(p, tensors, program, products)
         return
+    found = [_operands(p, tensors, program, products) for p in step.products]
     sides = [f"{{{o.N}, {o.b[0]}, {o.b[2]}, {o.b[3]}, {o.bias[0]}, {o.bias[2]}, {o.out[0]}, {o.out[2]}, {o.how}}}"
              for o in found]
     first = found[0]

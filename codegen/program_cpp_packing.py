@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +20,8 @@ from ..runtime.packing import Found, PackedWeights
 from ..runtime.settings import settings
 from .program_cpp_gemm import Product, Weight
 from .templates.cpu_gemm import FP32, LIBRARY, SOURCE, SPLIT, SPLIT_NOW
-from .timings import Timings
+from .timings import TYPICAL, Timings, fastest
 
-TYPICAL = 128  # stands for a symbolic size
 _ALIGN = 64
 _HUGE = 1 << 21  # bytes of a huge page: a weight is read once per call, and small pages cost a look-up each
 _SMALL = 1 << 20  # products of fewer multiplications are not measured: the packed form saves a call into the library
@@ -142,16 +141,13 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
     if weight is not None and tensor is not None:  # an expanded weight has fewer bytes than elements
         reach = (K - 1) * weight.stride_k + (N - 1) * weight.stride_n + 1
         read = [(address, 4 * reach), *((copy.data_ptr(), copy.numel()) for copy in copies.values())]
-    best = dict.fromkeys(methods, float("inf"))
-    for turn in range(6):
-        for method in methods:
-            cold.zero_()
-            for memory in read:
-                library.mw_evict(*memory)
-            start = time.perf_counter()
-            library.mw_gemm(threads, 1, M, N, K, a.data_ptr(), 0, *strides_a, address, 0, *strides_b, None, 0, 0,
-                            out.data_ptr(), 0, N, how[method])
-            best[method] = min(best[method], time.perf_counter() - start)
-        if turn and max(best.values()) > _LONG_S:
-            break
-    return best
+
+    def make_cold(_: int) -> None:
+        cold.zero_()
+        for memory in read:
+            library.mw_evict(*memory)
+
+    runs: list[Callable[[], Any]] = [
+        partial(library.mw_gemm, threads, 1, M, N, K, a.data_ptr(), 0, *strides_a, address, 0, *strides_b, None, 0, 0,
+                out.data_ptr(), 0, N, how[method]) for method in methods]
+    return dict(zip(methods, fastest(runs, before=make_cold, long_s=_LONG_S), strict=True))

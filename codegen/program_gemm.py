@@ -7,10 +7,11 @@ another order, as every BLAS does); everything else stays an operator call. Prod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..runtime.program import Alloc, Call, Gemm, Gemms, Program, Step, TensorSpec, View, defines, reads
+from .program_calls import lower_calls
 from .program_memory import size_expr, writes
 from .schema import bind, operator_of
 
@@ -22,22 +23,10 @@ MAX_SHARED = 4  # results of one step are alive at once: every decoder layer mul
 
 def lower_products(program: Program) -> Program:
     """`program` with its products as `Gemm` steps where the template takes them."""
-    specs = {i.name: i for i in program.inputs if isinstance(i, TensorSpec)}
-    steps: list[Step] = []
-    for step in program.steps:
-        if isinstance(step, (Alloc, View)):
-            specs[step.spec.name] = step.spec
-        if isinstance(step, Call):
-            specs.update((s.name, s) for s in step.specs if s is not None)
-            lowered = _lower(step, specs)
-            if lowered is not None:
-                steps += lowered
-                continue
-        steps.append(step)
-    return replace(program, steps=tuple(steps))
+    return lower_calls(program, _lower)
 
 
-def _lower(call: Call, specs: dict[str, TensorSpec]) -> list[Step] | None:
+def _lower(call: Call, specs: Mapping[str, TensorSpec]) -> list[Step] | None:
     if call.op not in _PRODUCTS or not call.specs or call.specs[0] is None or call.outs[0] is None:
         return None
     values = [value for _, value in bind(call)]

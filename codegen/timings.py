@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..runtime import cache
 from ..runtime.toolchain import toolchain
 
 Seconds = Mapping[str, float]
+METHODS = ("own", "library")  # where there is one template and the library
+TYPICAL = 128  # stands for a symbolic size
 
 
 class Timings:
@@ -34,13 +37,29 @@ class Timings:
         """Seconds by method, for each of `methods`. `source` is the text of the templates, `what` the shape and number
         of threads; `take` measures where nobody has."""
         key = cache.key_of(kind, source, *toolchain().identity(), processor(), str(torch.__version__), what)
-        found = next((t for t in (self.used.get(key), self._given.get(key), cache.get_json(key)) if valid(t, methods)),
-                     None)
+        known: tuple[Callable[[str], Any], ...] = (self.used.get, self._given.get, cache.get_json)  # the disk last
+        found = next((times for look in known if valid(times := look(key), methods)), None)
         if found is None:
             found = dict(take())
             cache.put_json(key, found)
         self.used[key] = dict(found)
         return self.used[key]
+
+
+def fastest(runs: Sequence[Callable[[], Any]], *, before: Callable[[int], None] = lambda run: None, turns: int = 6,
+            long_s: float = math.inf) -> list[float]:
+    """Seconds of each of `runs`, the fastest of `turns` interleaved calls; two are enough once one took `long_s`.
+    `before(i)` prepares the caches for run i and is not timed."""
+    best = [math.inf] * len(runs)
+    for turn in range(turns):
+        for i, run in enumerate(runs):
+            before(i)
+            start = time.perf_counter()
+            run()
+            best[i] = min(best[i], time.perf_counter() - start)
+        if turn and max(best) > long_s:
+            break
+    return best
 
 
 def valid(times: Any, methods: Sequence[str] = ()) -> bool:

@@ -302,8 +302,10 @@ extern "C" MW_EXPORT int mw_pack_b(int64_t method, const float* b, int64_t sk, i
   return 1;
 }
 
-// One of several products with the same left side (see mw_gemms).
-struct Product {
+"""
+
+# Programs declare it too: they fill it for mw_gemms.
+PRODUCT = r"""struct Product {  // one of several products with the same left side
   int64_t N;
   const float* b;
   int64_t sbk, sbn;
@@ -313,7 +315,9 @@ struct Product {
   int64_t ldc;
   const void* how;
 };
-static int64_t method_of(const void* how) {
+"""
+
+_METHODS = r"""static int64_t method_of(const void* how) {
   if (how == kSplitNow || !how) return 0;
   PackedHeader header;
   std::memcpy(&header, how, sizeof header);
@@ -383,4 +387,4 @@ extern "C" MW_EXPORT void mw_gemms(int threads, int64_t M, int64_t K, const floa
 }
 """
 
-SOURCE = _FP32 + cpu_split_gemm.SOURCE + _ENTRY + cpu_split_conv.SOURCE
+SOURCE = _FP32 + cpu_split_gemm.SOURCE + _ENTRY + PRODUCT + _METHODS + cpu_split_conv.SOURCE

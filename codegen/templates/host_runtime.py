@@ -127,7 +127,10 @@ void PyEval_RestoreThread(void*);
 extern PyObject *PyExc_RuntimeError, *PyExc_IndexError;
 int aoti_torch_delete_tensor_object(void*);
 }
-struct Frame {
+"""
+
+# What a program is called with; the host fills it and programs read it.
+_FRAME = r"""struct Frame {
   void** inputs;
   const int64_t* integers;
   void** outputs;
@@ -138,7 +141,9 @@ struct Frame {
   int (*python)(int, void**, const int64_t*, void**);  // runs an operator that has no C form
   char error[2048];
 };
-typedef int (*Entry)(Frame*);
+"""
+
+_CALL = r"""typedef int (*Entry)(Frame*);
 
 // Runs `entry`; gives [capsules of the output tensors], output integers through `out_integers`. The input handles
 // behind `capsules` are consumed. An error is raised.
@@ -166,7 +171,7 @@ extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const in
 }
 """
 
-SOURCE = _HEAD + cpu_gemm.SOURCE + cpu_attention.SOURCE + _ARENA + _LAUNCH + _CROSSING
+SOURCE = _HEAD + cpu_gemm.SOURCE + cpu_attention.SOURCE + _ARENA + _LAUNCH + _CROSSING + _FRAME + _CALL
 
 DECLARATIONS = r"""
 #include <cstdint>
@@ -220,17 +225,7 @@ void mw_gemm(int, int64_t, int64_t, int64_t, int64_t, const float*, int64_t, int
              int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t, int64_t, const void*);
 void mw_attention(int, const int64_t*, const int64_t*, const float*, const float*, const float*, const float*, float*,
                   float*, double, int);
-struct Product {  // one of several products with the same left side
-  int64_t N;
-  const float* b;
-  int64_t sbk, sbn;
-  const float* bias;
-  int64_t bias_m;
-  float* c;
-  int64_t ldc;
-  const void* how;
-};
-void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
+""" + cpu_gemm.PRODUCT + r"""void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
 int mw_conv(int, const int64_t*, const float*, const void*, const float*, const float*, float*);
 void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, int64_t, int64_t, void* const*,
                const int64_t*);
@@ -245,18 +240,7 @@ void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, in
 
 namespace {
 typedef uint64_t Value;  // one stack slot of a dispatcher call
-struct Frame {
-  void** inputs;
-  const int64_t* integers;
-  void** outputs;
-  int64_t* output_integers;
-  const void* const* products;
-  const void* const* convolutions;
-  int threads;
-  int (*python)(int, void**, const int64_t*, void**);
-  char error[2048];
-};
-
+""" + _FRAME + r"""
 void check(int code, const char* what) {
   if (code == 0) return;
   const char* why = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : nullptr;
