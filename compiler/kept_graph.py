@@ -30,10 +30,12 @@ from ..runtime import cache, torch_compat
 from ..runtime.errors import MeshwrightError
 from ..runtime.program import Json, Program
 from ..runtime.program_json import program_from_json, program_to_json
+from ..runtime.settings import settings as environment_settings
 from .artifact_verify import verify_program
 from .build_program import Built, Runner, build_kernels, build_program, kernel_report, submit
 from .graph_key import Unkept, graph_key, symbols_of
 from .guard import GuardedGraph
+from .program_builder import is_effect
 from .report import CandidateRow, GraphReport, Note, Report
 from .settings import CompileSettings
 from .whole_check import WrongResult, compare_whole, why_not_compared
@@ -108,15 +110,21 @@ class Keeper:
             program = program_from_json(kept.program)
             verify_program(program)
             kernels = [parse_kernel(text) for text in kept.kernels]
+            constants = [tensor_of(c) for c in kept.constants]
             missing = program.kernels.keys() - {k.name for k in kernels}
             if missing or not all(holds(guard, self._sizes) for guard in kept.guards):
                 return None
-        except (MeshwrightError, ValueError, KeyError) as error:
+        except (MeshwrightError, ValueError, KeyError, RuntimeError) as error:
             log.debug("the program kept under %s can't be used: %s", self.key, error)
             return None
-        return self._callable(kept, program, kernels)
+        entry = self._entry(kept, program)
+        started = StartedGraph(self, program, kernels, constants, entry)
+        guarded = GuardedGraph(started, self.gm, where=f"inference graph {entry.name}", settings=self.settings,
+                               report=self.report, entry=entry)
+        return torch_compat.outside_of_autograd(guarded)
 
-    def _callable(self, kept: KeptGraph, program: Program, kernels: list[Kernel]) -> Callable[..., Any]:
+    def _entry(self, kept: KeptGraph, program: Program) -> GraphReport:
+        """The report of what the first process found."""
         entry = self.report.add_graph(f"inference {len(self.report.graphs)}", "inference", kept.nodes)
         entry.program, entry.kernels, entry.uncovered = program, len(program.kernels), dict(kept.uncovered)
         for name, value in kept.bytes.items():
@@ -129,10 +137,7 @@ class Keeper:
         for node in self.gm.graph.nodes:  # where `save` and the graph's users look for traced values
             if node.op == "placeholder":
                 node.meta.setdefault("val", node.meta.get("example_value"))
-        started = StartedGraph(self, program, kernels, [tensor_of(c) for c in kept.constants], entry)
-        guarded = GuardedGraph(started, self.gm, where=f"inference graph {entry.name}", settings=self.settings,
-                               report=self.report, entry=entry)
-        return torch_compat.outside_of_autograd(guarded)
+        return entry
 
     def forget(self) -> None:
         """The program on disk is wrong here: the next process compiles the graph again."""
@@ -147,7 +152,10 @@ class Keeper:
                 Guard(relation, str(size_expr(left)), str(size_expr(right))) for relation, left, right in found]
 
     def keep(self, graph: CompiledGraph) -> None:
-        """Write the accepted program of `graph` down, if it is one that can be."""
+        """Write the accepted program of `graph` down, if it is one that can be. One that draws random numbers or writes
+        into its inputs can't: the first call in a new process runs twice."""
+        if any(n.op == "call_function" and is_effect(n) for n in graph.gm.graph.nodes):
+            return
         program, entry = graph.entry.program, graph.entry
         known = self._guards is not None and all(g.relation in RELATIONS for g in self._guards)
         if program is None or not known or not all(_is_small(c) for c in graph.constants):
@@ -214,6 +222,8 @@ class StartedGraph:
 def keeper_of(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: CompileSettings,
               report: Report) -> Keeper | None:
     """The place of a Dynamo graph on disk, None when it is one that is not kept."""
+    if not environment_settings().graph_cache:
+        return None
     try:
         return Keeper(graph_key(gm, example_inputs, settings), gm, settings, report)
     except Unkept as why:

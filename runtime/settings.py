@@ -25,6 +25,7 @@ class Settings:
     strict: bool = False
     cache_dir: Path | None = None
     cache_limit: int = 4 << 30
+    graph_cache: bool = True
     dump: Path | None = None
     cxx: str | None = None
     disable: frozenset[str] = frozenset()
@@ -95,6 +96,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(("MESHWRIGHT_CACHE_LIMIT",), "cache_limit", _bytes,
              "size the kernel cache is kept under, as in `500MiB` (default `4GiB`, `0`: no limit); what was used "
              "longest ago goes first"),
+    Variable(("MESHWRIGHT_GRAPH_CACHE",), "graph_cache", _flag,
+             "`0`: trace and check every graph anew; by default an inference graph compiled before starts from its "
+             "program in the kernel cache"),
     Variable(("MESHWRIGHT_DUMP",), "dump", _path,
              "directory into which every step of the pass pipeline is written as text"),
     Variable(("MESHWRIGHT_CXX", "CXX"), "cxx", _text,

@@ -121,13 +121,13 @@ def test_fusion_keeps_away_from_modules_that_match_a_pattern(pattern: str, entry
 
 
 def test_the_time_limit_counts_all_graphs_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    may_compile, submit, futures = threading.Event(), aten._pool.submit, []
+    may_compile, submit, futures = threading.Event(), aten.submit, []
 
     def late(step: Callable[..., Any], *args: Any) -> Any:
         futures.append(submit(lambda: may_compile.wait(60) and step(*args)))
         return futures[-1]
 
-    monkeypatch.setattr(aten._pool, "submit", late)
+    monkeypatch.setattr(aten, "submit", late)
     model, x = Stack(), torch.randn(4, 8)
     fast = mw.compile(model, x, time_limit_s=1e-6)
     for call in range(4):  # eagerly until the kernels are there, then unchecked
