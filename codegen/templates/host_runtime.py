@@ -225,7 +225,9 @@ void mw_gemm(int, int64_t, int64_t, int64_t, int64_t, const float*, int64_t, int
              int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t, int64_t, const void*);
 void mw_attention(int, const int64_t*, const int64_t*, const float*, const float*, const float*, const float*, float*,
                   float*, double, int);
-""" + cpu_gemm.PRODUCT + r"""void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
+""" + cpu_gemm.PRODUCT + cpu_gemm.EPILOGUE + r"""
+void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
+int mw_gemm_then(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, const Epilogue*);
 int mw_conv(int, const int64_t*, const float*, const void*, const float*, const float*, float*);
 void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, int64_t, int64_t, void* const*,
                const int64_t*);
