@@ -18,9 +18,9 @@ from ..runtime.packing import Found, PackedWeights
 from .program_cpp_conv import PackedConv
 from .program_cpp_conv_sizes import SizeSet
 from .program_cpp_gemm import Weight
-from .program_cpp_packing import HOST_FLOATS, may_split, pack
+from .program_cpp_packing import may_split, pack
 from .templates.cpu_gemm import SOURCE, SPLIT
-from .timings import METHODS, Timings, fastest
+from .timings import HOST_FLOATS, METHODS, Timings, fastest
 
 MIN_CHANNELS = 16  # a tap's channels are padded to 32
 _CHANNELS = 32

@@ -26,6 +26,7 @@ from .program_cpp_conv_sizes import ConvSizes
 from .program_cpp_gemm import Product
 from .program_cpp_packing import ProductMethods
 from .program_cpp_python import PythonOperators
+from .program_epilogue import fuse_epilogues
 from .program_gemm import lower_products, share_inputs
 from .templates import host_runtime
 from .timings import Seconds, Timings
@@ -65,6 +66,9 @@ def host_library() -> ctypes.PyDLL:
     library.mw_gemm.restype = None
     library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, address, *[size] * 3, address, *[size] * 3, address, size,
                                 size, address, size, size, address]
+    library.mw_gemm_then.argtypes = [ctypes.c_int, size, size, address, size, size, address, address]
+    library.mw_launch.restype = None
+    library.mw_launch.argtypes = [address, ctypes.c_int, size, size, address, address]
     library.mw_attention.restype = None
     library.mw_attention.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 8, ctypes.c_double, ctypes.c_int]
     library.mw_arena_release.restype = ctypes.c_int64
@@ -90,7 +94,7 @@ class CompiledProgram:
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
         self.timings = timings
         host = host_library()
-        self._products = ProductMethods(products, host, timings) if products else None
+        self._products = ProductMethods(products, host, timings, library) if products else None
         self._attentions = AttentionChoices(attentions, library, host, timings) if attentions else None
         self._conv_methods = ConvMethods(convs, host, timings) if convs else None
         self._conv_sizes = ConvSizes(program, convs) if convs else None
@@ -148,7 +152,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
     program was saved.
     """
     lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
-    lowered = lower_attention(share_inputs(lowered))
+    lowered = lower_attention(fuse_epilogues(share_inputs(lowered)))
     linked = [n for n, t in lowered.kernels.items() if t == program.kernels.get(n)] if kernels is not None else []
     printer = Printer(lowered, linked)
     source = printer.text()

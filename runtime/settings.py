@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import InvalidInputError
 
+EPILOGUES = ("measured", "always", "never")
 ISA_NAMES = ("native", "avx512", "avx2", "neon", "scalar")
 
 
@@ -31,6 +32,7 @@ class Settings:
     disable: frozenset[str] = frozenset()
     isa: str = "native"
     split_products: bool = True
+    epilogues: str = "measured"
     compile_jobs: int | None = None
     triton_interpret: bool = False
 
@@ -72,6 +74,12 @@ def _isa(name: str, text: str) -> str:
     return text.strip().lower()
 
 
+def _epilogues(name: str, text: str) -> str:
+    if text.strip().lower() not in EPILOGUES:
+        raise InvalidInputError(f"{name}={text!r}", expected=f"one of {', '.join(EPILOGUES)}")
+    return text.strip().lower()
+
+
 def _count(name: str, text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
         raise InvalidInputError(f"{name}={text!r}", expected="a whole number of at least 1")
@@ -110,6 +118,10 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(("MESHWRIGHT_SPLIT_PRODUCTS",), "split_products", _flag,
              "`0`: no fp32 product through AMX tiles; by default they are used where they measure faster, and are as "
              "accurate as the library"),
+    Variable(("MESHWRIGHT_EPILOGUES",), "epilogues", _epilogues,
+             "when an element-wise kernel behind an fp32 product on the CPU runs on the product's blocks, each as it is "
+             "finished: where that `measured` faster (default), `always` where it can, or `never`; the bits are the "
+             "same"),
     Variable(("MESHWRIGHT_COMPILE_JOBS",), "compile_jobs", _count,
              "how many compilers run at once; default: the number of CPUs this process may use"),
     Variable(("TRITON_INTERPRET",), "triton_interpret", _flag,

@@ -410,8 +410,8 @@ extern "C" MW_EXPORT void mw_gemm(int threads, int64_t batch, int64_t M, int64_t
   memory.raise();
 }
 
-// One product with an element-wise kernel behind it. 1: what the kernel writes is done, and what c holds is unspecified;
-// 0: only the product is. The kernel writes none of the product's operands.
+// One product with an element-wise kernel behind it, which writes none of the product's operands. 1: what the kernel
+// writes is done, and what c holds is unspecified; 0: only the product is done.
 extern "C" MW_EXPORT int mw_gemm_then(int threads, int64_t M, int64_t K, const float* a, int64_t sm, int64_t sk,
                                       const Product* product, const Epilogue* epilogue) {
   return one_product(threads, M, K, a, sm, sk, *product, epilogue);
