@@ -55,7 +55,7 @@ def print_epilogue(step: Epilogue, tensors: Tensors, program: Program, products:
         f"  const Epilogue epilogue = {{{rows_name(name)}, {{nullptr, {', '.join(others)}}}, {{}}}};",
         f"  const bool inside = epilogue_choice[{o.slot}][min(threads, {MAX_THREADS}) - 1];",
         f"  if (!mw_gemm_then(threads, {o.M}, {o.K}, {o.a[0]}, {o.a[2]}, {o.a[3]}, &product,",
-        f"                    inside ? &epilogue : nullptr))",
+        "                    inside ? &epilogue : nullptr))",
         f"    {launch}", "}"]
 
 

@@ -24,7 +24,7 @@ from .program_cpp_conv import PackedConv, can_convolve
 from .program_cpp_conv_methods import ConvMethods
 from .program_cpp_conv_sizes import ConvSizes
 from .program_cpp_gemm import Product
-from .program_cpp_packing import ProductMethods
+from .program_cpp_packing import BehindProduct, ProductMethods
 from .program_cpp_python import PythonOperators
 from .program_epilogue import fuse_epilogues
 from .program_gemm import lower_products, share_inputs
@@ -127,6 +127,11 @@ class CompiledProgram:
             raise self._python.error() or error from None
         results = torch_compat.tensors_of(found)
         return results if self._only_tensors else self._merge(results, numbers)
+
+    @property
+    def behind_products(self) -> list[BehindProduct]:
+        """How products with an element-wise kernel behind them are done, for the numbers of threads met so far."""
+        return self._products.behind if self._products is not None else []
 
     def _split(self, inputs: Sequence[Value]) -> tuple[list[Any], Any]:
         if not self._integers:

@@ -112,6 +112,7 @@ class CompiledGraph:
             return splice(self.gm, groups, self.names, kernels.result())
         built = build_program(program, kernels.result)
         self.entry.program, self.entry.source, self.entry.timings = program, built.source, built.timings
+        self.entry.behind_products = built.behind_products
         if built.note:
             self.report.note(f"{self.entry.name} is driven from Python: {built.note}")
         dump_text(self.settings, self.report, f"{self.entry.name}-program-of-{len(groups)}-regions", built.source)

@@ -15,6 +15,7 @@ from .report import KernelReport
 
 if TYPE_CHECKING:
     from ..codegen.cpp import CompiledCppKernel
+    from ..codegen.program_cpp_packing import BehindProduct
 
 Runner = Callable[[Sequence[Any]], list[Any]]
 Kernels = Mapping[str, Callable[..., Any]]
@@ -39,12 +40,13 @@ def submit(work: Callable[..., T], *args: Any) -> Future[T]:
 
 @dataclass(frozen=True)
 class Built:
-    """A program ready to call: its printed `source`, the `timings` that choose its methods, and a `note` for the report
-    where it could not be printed for its device."""
+    """A program ready to call: its printed `source`, the `timings` that choose its methods, the `behind_products` chosen
+    by them (both fill when it is called), and a `note` for the report where it could not be printed for its device."""
 
     run: Runner
     source: str
     timings: dict[str, dict[str, float]] = field(default_factory=dict)
+    behind_products: list[BehindProduct] = field(default_factory=list)
     note: str = ""
 
 
@@ -73,7 +75,7 @@ def build_program(program: Program, kernels: Callable[[], Kernels],
         linked = cast("Callable[[], Mapping[str, CompiledCppKernel]]", kernels)
         try:
             compiled = compile_program(program, None if own_unit else linked, timings)
-            return Built(compiled, compiled.source, compiled.timings.used)
+            return Built(compiled, compiled.source, compiled.timings.used, compiled.behind_products)
         except Unsupported as why:
             note = str(why)
     source = print_program_python(program)

@@ -198,6 +198,7 @@ class StartedGraph:
     def _first_call(self, args: list[Any]) -> list[Any]:
         keeper, built = self.keeper, self._built.result()
         self.entry.source, self.entry.timings = built.source, built.timings
+        self.entry.behind_products = built.behind_products
         eager = list(keeper.gm.forward(*args))
         reason = why_not_compared(keeper.gm, eager) if keeper.settings.check else "the check is off"
         if reason:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from ..codegen.program_cpp_packing import BehindProduct
     from ..runtime.program import Program
 
 PHASES = ("dynamo", "aot", "passes", "lowering", "compiler", "check", "measure", "inductor")
@@ -113,6 +114,7 @@ class GraphReport:
     program: Program | None = None
     source: str = ""
     timings: dict[str, dict[str, float]] = field(default_factory=dict)  # what decided between methods (codegen/timings)
+    behind_products: list[BehindProduct] = field(default_factory=list)  # kernels that may run inside of a product
     kernels: int = 0
     kernel_bytes: int = 0
     aten_bytes: int = 0
@@ -251,7 +253,8 @@ class Report:
                 "passes": [asdict(p) | {"predicted_s": p.predicted_s, "measured_s": p.measured_s}
                            for p in self.passes.values()],
                 "regions": [asdict(r) for r in self.regions],
-                "graphs": [{k: v for k, v in vars(g).items() if k != "program"} for g in self.graphs],
+                "graphs": [{k: v for k, v in vars(g).items() if k != "program"}
+                           | {"behind_products": [asdict(b) for b in g.behind_products]} for g in self.graphs],
                 "kernels": [asdict(k) for k in self.kernels],
                 "phases": dict(self.phases),
                 "coverage": self.coverage,

@@ -119,8 +119,8 @@ VARIABLES: tuple[Variable, ...] = (
              "`0`: no fp32 product through AMX tiles; by default they are used where they measure faster, and are as "
              "accurate as the library"),
     Variable(("MESHWRIGHT_EPILOGUES",), "epilogues", _epilogues,
-             "when an element-wise kernel behind an fp32 product on the CPU runs on the product's blocks, each as it is "
-             "finished: where that `measured` faster (default), `always` where it can, or `never`; the bits are the "
+             "when the element-wise kernel behind an fp32 product on the CPU runs on the product's blocks, each as it "
+             "is finished: where that `measured` faster (default), `always` where it can, or `never`; the bits are the "
              "same"),
     Variable(("MESHWRIGHT_COMPILE_JOBS",), "compile_jobs", _count,
              "how many compilers run at once; default: the number of CPUs this process may use"),
