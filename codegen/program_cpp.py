@@ -76,7 +76,7 @@ class Printer:
         printed = [print_kernel_cpp(k) + print_rows(k) for name, k in kernels.items() if name not in self.linked]
         if self.linked:
             printed.append(print_linked([kernels[name] for name in self.linked]))
-        printed.append(print_blocks(self.blocks.values(), len(self.products)))
+        printed.append(print_blocks(self.blocks.values()))
         head = f"// {self.program.name}: printed by Meshwright from its program; steps stand in program order.\n"
         return "\n".join([head, prelude(), DECLARATIONS, print_choices(self.attentions), *printed, body])
 

@@ -22,8 +22,9 @@ from .program_cpp_tensors import Tensors, ints
 from .program_memory import size_expr
 from .schema import Unsupported, operator_of
 from .templates.cpu_attention import SOURCE
-from .timings import HOST_FLOATS, MAX_THREADS, METHODS, TYPICAL, Timings, fastest
+from .timings import HOST_FLOATS, METHODS, TYPICAL, Timings, fastest
 
+MAX_THREADS = 64  # columns of the table of choices; more threads share the last one
 _SMALL = 1 << 20  # attentions of fewer multiplications are not measured: the template saves the operator's overhead
 _LARGE = 1 << 30  # the batch of larger ones is cut for the timing
 _LONG_S = 0.05  # after two runs this long, two are enough

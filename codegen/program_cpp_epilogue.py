@@ -7,7 +7,7 @@ did the product, or values left the range of the split method) the kernel is lau
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,19 +19,14 @@ from .ir import Kernel
 from .program_cpp_gemm import Product, operands, print_gemm
 from .program_cpp_tensors import Tensors
 from .program_epilogue import BLOCK_SIZES, MAX_TENSORS, BlockKernel, block_kernel
-from .timings import HOST_FLOATS, MAX_THREADS
+from .timings import HOST_FLOATS
 
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
 
 
-def print_blocks(kernels: Collection[Kernel], products: int) -> str:
-    """What a program with this many products needs at its top when these kernels may work on blocks of them."""
-    if not kernels:
-        return ""
-    return "\n".join([
-        *(print_kernel_cpp(k) + print_rows(k, _EXPORT) for k in kernels),
-        "// 1 where the kernel behind a product measured faster on its blocks: by product and number of threads.",
-        f"{_EXPORT} uint8_t epilogue_choice[{products}][{MAX_THREADS}] = {{}};\n"])
+def print_blocks(kernels: Iterable[Kernel]) -> str:
+    """Kernels that may work on blocks; exported, so that they can be timed before the program runs."""
+    return "\n".join(print_kernel_cpp(k) + print_rows(k, _EXPORT) for k in kernels)
 
 
 def print_epilogue(step: Epilogue, tensors: Tensors, program: Program, products: list[Product],
@@ -53,10 +48,16 @@ def print_epilogue(step: Epilogue, tensors: Tensors, program: Program, products:
         f"{{  // {product.out}, and {kernel.name} on it",
         f"  const Product product = {o.side()};",
         f"  const Epilogue epilogue = {{{rows_name(name)}, {{nullptr, {', '.join(others)}}}, {{}}}};",
-        f"  const bool inside = epilogue_choice[{o.slot}][min(threads, {MAX_THREADS}) - 1];",
+        f"  const bool inside = frame->products[{o.slot}].inside;",
         f"  if (!mw_gemm_then(threads, {o.M}, {o.K}, {o.a[0]}, {o.a[2]}, {o.a[3]}, &product,",
         "                    inside ? &epilogue : nullptr))",
         f"    {launch}", "}"]
+
+
+class Way(ctypes.Structure):
+    """The template's `Way`."""
+
+    _fields_ = [("how", ctypes.c_void_p), ("inside", ctypes.c_int64)]
 
 
 # -- measuring ------------------------------------------------------------------------------------

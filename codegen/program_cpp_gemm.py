@@ -58,7 +58,7 @@ class Operands:
 
     @property
     def how(self) -> str:
-        return "nullptr" if self.slot is None else f"frame->products[{self.slot}]"
+        return "nullptr" if self.slot is None else f"frame->products[{self.slot}].how"
 
     def side(self) -> str:
         """A `Product` of the template."""

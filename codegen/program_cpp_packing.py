@@ -18,10 +18,10 @@ import torch
 
 from ..runtime.packing import Found, PackedWeights
 from ..runtime.settings import settings
-from .program_cpp_epilogue import ProductStruct, timed_runs
+from .program_cpp_epilogue import ProductStruct, Way, timed_runs
 from .program_cpp_gemm import Product, Weight
 from .templates.cpu_gemm import FP32, LIBRARY, SOURCE, SPLIT, SPLIT_NOW
-from .timings import HOST_FLOATS, MAX_THREADS, TYPICAL, Seconds, Timings, fastest
+from .timings import HOST_FLOATS, TYPICAL, Seconds, Timings, fastest
 
 _ALIGN = 64
 _HUGE = 1 << 21  # bytes of a huge page: a weight is read once per call, and small pages cost a look-up each
@@ -57,7 +57,7 @@ class ProductMethods:
         self._last: tuple[Found, Any] | None = None
 
     def addresses(self, inputs: Sequence[torch.Tensor], threads: int) -> Any:
-        """An array of `how` arguments for the program's products, null where the library is the choice."""
+        """An array of the program's products: `how` is null where the library is the choice."""
         chosen = self._by_threads.get(threads)
         if chosen is None:
             with self._guard:  # two at once would spoil each other's timings
@@ -67,12 +67,12 @@ class ProductMethods:
         found, last = packed.lookup(inputs), self._last
         if last is not None and last[0] is found:
             return last[1]
-        array: Any = (ctypes.c_void_p * max(1, len(methods)))()
+        array: Any = (Way * len(methods))()
         for slot, method in enumerate(methods):
-            array[slot] = SPLIT_NOW if method & ~INSIDE == SPLIT else None
+            array[slot] = Way(SPLIT_NOW if method & ~INSIDE == SPLIT else None, method >= INSIDE)
         for slot, copy in zip(packed_slots, found.copies, strict=True):
             if copy is not None:
-                array[slot] = copy.data_ptr()
+                array[slot].how = copy.data_ptr()
         array.found = found  # a call in another thread, whose weights changed, must not free what this one reads
         self._last = found, array
         return array
@@ -95,16 +95,7 @@ class ProductMethods:
                 # graphs of one model find the weight at other positions, and share its copy
                 wanted.append(((product.weight.position,), ("gemm", kind, replace(product.weight, position=0)),
                                self._packer(product.weight, kind)))
-        self._tell_program(methods, threads)
         return methods, slots, PackedWeights(wanted)
-
-    def _tell_program(self, methods: Sequence[int], threads: int) -> None:
-        """Which kernels run on blocks, with `threads` threads."""
-        if self._program is None or not any(p.behind for p in self._products):
-            return
-        table = ((ctypes.c_uint8 * MAX_THREADS) * len(methods)).in_dll(self._program, "epilogue_choice")
-        for slot, method in enumerate(methods):
-            table[slot][min(threads, MAX_THREADS) - 1] = method >= INSIDE
 
     def _packer(self, weight: Weight, method: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda tensor: pack(self._library, weight, tensor, method)

@@ -23,7 +23,6 @@ from ..runtime.toolchain import toolchain
 Seconds = Mapping[str, float]
 METHODS = ("own", "library")  # where there is one template and the library
 TYPICAL = 128  # stands for a symbolic size
-MAX_THREADS = 64  # columns of a program's tables of choices; more threads share the last one
 HOST_FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # templates get addresses: no default of the user's counts
 
 

@@ -10,6 +10,13 @@ a second method.
 
 from . import cpu_split_conv, cpu_split_gemm
 
+# How a program's product is done, as its frame says: `how` for mw_gemm, and whether the kernel behind it runs inside.
+WAY = r"""struct Way {
+  const void* how;
+  int64_t inside;
+};
+"""
+
 # Programs declare it too: they fill it for mw_gemm_then.
 EPILOGUE = r"""constexpr int kEpilogueTensors = 16, kEpilogueSizes = 16;
 // An element-wise kernel that reads finished blocks of a product instead of the whole. Its first tensor is the block,
