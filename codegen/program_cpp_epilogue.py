@@ -19,6 +19,7 @@ from .ir import Kernel
 from .program_cpp_gemm import Product, operands, print_gemm
 from .program_cpp_tensors import Tensors
 from .program_epilogue import BLOCK_SIZES, MAX_TENSORS, BlockKernel, block_kernel
+from .schema import Unsupported
 from .timings import HOST_FLOATS
 
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
@@ -34,7 +35,9 @@ def print_epilogue(step: Epilogue, tensors: Tensors, program: Program, products:
     """Both ways; `launch` is the text that launches `kernel`. Adds what is to be printed to `products` and `blocks`.
     Raises `Unsupported` where the kernel can't work on blocks."""
     product, inputs = step.product, step.launch.inputs
-    position = next(i for i, n in enumerate(inputs) if tensors.root[n] == tensors.root[product.out])
+    position = next((i for i, n in enumerate(inputs) if tensors.root[n] == tensors.root[product.out]), None)
+    if position is None:
+        raise Unsupported("a kernel behind a product that it does not read", step)
     block = block_kernel(kernel, step.launch, position, tensors.spec(product.out))
     o = operands(product, tensors, program, products, block)
     if o.slot is None:

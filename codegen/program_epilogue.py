@@ -105,7 +105,7 @@ class _Finder:
     def _check(self, product: Gemm, launch: Launch, others: set[int]) -> None:
         """Raises `Unsupported` with the reason why the two do not become one."""
         home = self.root[product.out]
-        if others or home in self.returned:
+        if others or home in self.returned or home != product.out or home not in self.made:
             raise Unsupported("something else uses the product")
         of_product = [n for n in launch.inputs if self.root[n] == home]
         if len(of_product) != 1 or len(launch.outputs) != 1:

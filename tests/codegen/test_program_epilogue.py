@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -21,8 +22,11 @@ from torch import nn
 
 import meshwright as mw
 from meshwright.codegen import program_cpp_packing
+from meshwright.codegen.cpp import compile_kernels
 from meshwright.codegen.ir_text import parse_kernel
-from meshwright.codegen.program_cpp_packing import INSIDE, ProductMethods, measure
+from meshwright.codegen.program_cpp_epilogue import EpilogueStruct, ProductStruct
+from meshwright.codegen.program_cpp_gemm import Weight
+from meshwright.codegen.program_cpp_packing import INSIDE, ProductMethods, measure, pack
 from meshwright.codegen.program_cpp_run import CompiledProgram, compile_program, host_library
 from meshwright.codegen.program_epilogue import block_kernel, fuse_epilogues
 from meshwright.codegen.program_gemm import lower_products
@@ -265,6 +269,26 @@ def test_python_runs_both_parts_one_after_the_other():
     torch.testing.assert_close(found, full + F.linear(x, w, b))
 
 
+def test_the_template_says_whether_it_took_the_kernel_along():
+    """And then leaves the room for the product alone, where one block of k is all there is."""
+    M, K, N = 40, 33, 48
+    library, block = host_library(), block_kernel(
+        parse_kernel(text("gelu", N)), Launch("gelu", ("y",), ("z",), (M,)), 0, spec("y", M, N)).kernel
+    x, w = torch.randn(M, K), torch.randn(N, K)
+    z, expected = torch.empty(M, N), F.gelu(x @ w.T)
+    epilogue = EpilogueStruct(compile_kernels([block])[block.name].rows)
+    epilogue.tensors[1] = z.data_ptr()
+    for method in (LIBRARY, *own_methods(True)):
+        y, copy = torch.full((M, N), 7.0), pack(library, Weight(0, 0, K, N, 1, K), w, method or FP32)
+        how = copy.data_ptr() if method != LIBRARY else None
+        side = ProductStruct(N, w.data_ptr(), 1, K, None, 0, y.data_ptr(), N, how)
+        for given_to, taken in ((ctypes.byref(epilogue), method != LIBRARY), (None, False)):
+            z.zero_()
+            assert bool(library.mw_gemm_then(1, M, K, x.data_ptr(), K, 1, ctypes.byref(side), given_to)) == taken
+            torch.testing.assert_close(y, torch.full((M, N), 7.0) if taken else x @ w.T)
+            torch.testing.assert_close(z, expected if taken else torch.zeros(M, N))
+
+
 # -- which method -----------------------------------------------------------------------------------
 def chosen(monkeypatch: pytest.MonkeyPatch, wish: str, K: int = 33, N: int = 48) -> set[str]:
     monkeypatch.setenv("MESHWRIGHT_EPILOGUES", wish)
@@ -479,6 +503,14 @@ def test_a_strangers_epilogue_of_an_unfit_kernel_is_not_printed():
     kernel = p.kernels["gelu"].replace("load in0[p0]", "load in0[48*s0 - 1 - p0]")
     with pytest.raises(Unsupported, match="another order|not affine"):
         compile_program(replace(p, kernels={"gelu": kernel}))
+
+
+def test_a_strangers_epilogue_without_its_product_is_not_printed():
+    p = fuse_epilogues(lower_products(program(kinds=("gelu",))))
+    launch = replace(LAUNCH, inputs=("full",))
+    steps = tuple(replace(s, launch=launch) if isinstance(s, Epilogue) else s for s in p.steps)
+    with pytest.raises(Unsupported, match="does not read"):
+        compile_program(replace(p, steps=steps))
 
 
 def test_methods_without_a_program_have_no_epilogue():
