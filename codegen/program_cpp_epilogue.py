@@ -18,8 +18,9 @@ from .cpp import print_kernel_cpp, print_rows, rows_name
 from .ir import Kernel
 from .program_cpp_gemm import Product, operands, print_gemm
 from .program_cpp_tensors import Tensors
-from .program_epilogue import BLOCK_SIZES, MAX_TENSORS, BlockKernel, block_kernel
+from .program_epilogue import BLOCK_SIZES, BlockKernel, block_kernel
 from .schema import Unsupported
+from .templates.cpu_gemm import EPILOGUE_TENSORS
 from .timings import HOST_FLOATS
 
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
@@ -50,7 +51,7 @@ def print_epilogue(step: Epilogue, tensors: Tensors, program: Program, products:
     tensors.lines += [
         f"{{  // {product.out}, and {kernel.name} on it",
         f"  const Product product = {o.side()};",
-        f"  const Epilogue epilogue = {{{rows_name(name)}, {{nullptr, {', '.join(others)}}}, {{}}}};",
+        f"  const Epilogue epilogue = {{{rows_name(name)}, {{nullptr, {', '.join(others)}}}}};",
         f"  const bool inside = frame->products[{o.slot}].inside;",
         f"  if (!mw_gemm_then(threads, {o.M}, {o.K}, {o.a[0]}, {o.a[2]}, {o.a[3]}, &product,",
         "                    inside ? &epilogue : nullptr))",
@@ -75,7 +76,7 @@ class ProductStruct(ctypes.Structure):
 class EpilogueStruct(ctypes.Structure):
     """The template's `Epilogue`."""
 
-    _fields_ = [("run", ctypes.c_void_p), ("tensors", ctypes.c_void_p * MAX_TENSORS), ("sizes", ctypes.c_int64 * 16)]
+    _fields_ = [("run", ctypes.c_void_p), ("tensors", ctypes.c_void_p * EPILOGUE_TENSORS)]
 
 
 def timed_runs(host: ctypes.PyDLL, program: ctypes.CDLL, behind: BlockKernel, threads: int, M: int, K: int,

@@ -32,10 +32,10 @@ from .ir_text import parse_kernel
 from .program_cpp_tensors import output_names
 from .program_memory import roots, size_expr, writes
 from .schema import Unsupported
+from .templates.cpu_gemm import EPILOGUE_TENSORS
 
 log = logging.getLogger(__name__)
 BLOCK_SIZES = ("step", "row", "rows", "column", "columns")  # in the order of the template's `Epilogue`
-MAX_TENSORS = 16  # kEpilogueTensors of the template
 _NO_WORK = (Alloc, View, Release)
 
 
@@ -133,7 +133,7 @@ def block_kernel(kernel: Kernel, launch: Launch, position: int, product: TensorS
     if len(product.shape) != 2 or not columns.is_const or [size_expr(s) for s in product.strides] != [columns, 1]:
         raise Unsupported("the product is no dense matrix with a constant number of columns")
     buffers = (*kernel.inputs, *kernel.outputs)
-    if kernel.reduce or expects(kernel) or any(b.dtype != "f32" for b in buffers) or len(buffers) > MAX_TENSORS:
+    if kernel.reduce or expects(kernel) or any(b.dtype != "f32" for b in buffers) or len(buffers) > EPILOGUE_TENSORS:
         raise Unsupported("the kernel reduces, checks indices, or has tensors of another type than float32")
     if set(BLOCK_SIZES) & {*kernel.sizes, *(b.name for b in buffers)}:
         raise Unsupported("the kernel uses names of a block kernel")

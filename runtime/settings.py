@@ -120,8 +120,8 @@ VARIABLES: tuple[Variable, ...] = (
              "accurate as the library"),
     Variable(("MESHWRIGHT_EPILOGUES",), "epilogues", _epilogues,
              "when the element-wise kernel behind an fp32 product on the CPU runs on the product's blocks, each as it "
-             "is finished: where that `measured` faster (default), `always` where it can, or `never`; the bits are the "
-             "same"),
+             "is finished: where that `measured` faster (default), `always` (such products then never go to the "
+             "library where another method can do them), or `never`"),
     Variable(("MESHWRIGHT_COMPILE_JOBS",), "compile_jobs", _count,
              "how many compilers run at once; default: the number of CPUs this process may use"),
     Variable(("TRITON_INTERPRET",), "triton_interpret", _flag,

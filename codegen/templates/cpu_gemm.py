@@ -18,18 +18,16 @@ WAY = r"""struct Way {
 """
 
 # Programs declare it too: they fill it for mw_gemm_then.
-EPILOGUE = r"""constexpr int kEpilogueTensors = 16, kEpilogueSizes = 16;
-// An element-wise kernel that reads finished blocks of a product instead of the whole. Its first tensor is the block,
-// its first sizes are these five; programs fill in the rest.
+EPILOGUE_TENSORS = 16
+EPILOGUE = r"""// An element-wise kernel that reads finished blocks of a product, each in the place of its first tensor.
 struct Epilogue {
   void (*run)(void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end);
-  void* tensors[kEpilogueTensors];
-  int64_t sizes[kEpilogueSizes];
+  void* tensors[""" + str(EPILOGUE_TENSORS) + r"""];
   void apply(const float* block, int64_t step, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
     Epilogue mine = *this;
     mine.tensors[0] = (void*)block;
-    mine.sizes[0] = step, mine.sizes[1] = row, mine.sizes[2] = rows, mine.sizes[3] = column, mine.sizes[4] = columns;
-    run(mine.tensors, mine.sizes, 0, rows);
+    const int64_t sizes[] = {step, row, rows, column, columns};
+    run(mine.tensors, sizes, 0, rows);
   }
 };
 """
