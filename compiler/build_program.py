@@ -40,8 +40,9 @@ def submit(work: Callable[..., T], *args: Any) -> Future[T]:
 
 @dataclass(frozen=True)
 class Built:
-    """A program ready to call: its printed `source`, the `timings` that choose its methods, the `behind_products` chosen
-    by them (both fill when it is called), and a `note` for the report where it could not be printed for its device."""
+    """A program ready to call: its printed `source`, the `timings` that choose its methods and the `behind_products`
+    they choose for (both fill when it is called), and a `note` for the report where it could not be printed for its
+    device."""
 
     run: Runner
     source: str

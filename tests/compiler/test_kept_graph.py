@@ -71,7 +71,8 @@ def test_the_second_compilation_traces_nothing_and_gives_the_same_bits() -> None
     assert warm.phases["aot"] == warm.phases["lowering"] == 0
     assert [k.source for k in warm.kernels] == [k.source for k in cold.kernels]
     assert warm.passes["fuse"].candidates == cold.passes["fuse"].candidates
-    fields = ("kernels", "kernel_bytes", "aten_bytes", "library_bytes", "nodes", "program", "state")
+    assert warm.graphs[0].behind_products  # a GELU behind a product
+    fields = ("kernels", "kernel_bytes", "aten_bytes", "library_bytes", "nodes", "program", "state", "behind_products")
     assert [getattr(warm.graphs[0], f) for f in fields] == [getattr(cold.graphs[0], f) for f in fields]
 
 
