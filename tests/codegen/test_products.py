@@ -6,6 +6,7 @@ Where the machine has no AMX, split products are done by the library, and the sa
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -62,7 +63,10 @@ def multiply(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, way: s
 def allowed(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, exact: torch.Tensor) -> float:
     """The house rule: twice eager's own error and 4 ulp of the scale."""
     eager = a @ b if bias is None else a @ b + bias
-    return 2 * float((eager.double() - exact).abs().max()) + 4 * EPS * float(exact.abs().max())
+    # One element may cancel, and eager be exact there by luck: the scale is at least what such sums have on average.
+    typical = float(a.double().norm() * b.double().norm()) / math.sqrt(a.shape[0] * b.shape[1] * a.shape[1])
+    scale = max(float(exact.abs().max()), typical)
+    return 2 * float((eager.double() - exact).abs().max()) + 4 * EPS * scale
 
 
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 197, 300, 530])
