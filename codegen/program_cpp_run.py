@@ -13,6 +13,7 @@ import torch
 
 from ..runtime import torch_compat
 from ..runtime.errors import IndexOutOfRangeError
+from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Call, Program, SymbolInput
 from ..runtime.toolchain import compile_shared, open_library
 from .cpp import CompiledCppKernel
@@ -173,7 +174,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
                            printer.attentions, library, Timings(timings))
 
 
-_compile_guard = threading.Lock()
+_compile_guard = ForkSafeLock()
 
 
 def _kind(output: Any) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from ..codegen.ir_text import parse_kernel
 from ..codegen.lowering import CannotLower, size_expr
 from ..runtime import cache, torch_compat
 from ..runtime.errors import MeshwrightError
+from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Json, Program
 from ..runtime.program_json import program_from_json, program_to_json
 from ..runtime.settings import settings as environment_settings
@@ -173,7 +173,7 @@ class StartedGraph:
                  entry: GraphReport) -> None:
         self.keeper, self.constants, self.entry = keeper, constants, entry
         self._built: Future[Built] = submit(self._build, program, kernels)
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._run: Runner | None = None
 
     def _build(self, program: Program, kernels: Sequence[Kernel]) -> Built:

@@ -19,7 +19,6 @@ import os
 import shutil
 import stat
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import platformdirs
 
 from .cache_eviction import DIGEST_SUFFIX, LOCK_SUFFIX, Sweeper, mark_used
 from .errors import CacheError, MeshwrightWarning
+from .locks import ForkSafeLock
 from .settings import settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class KernelCache:
         self._wanted = directory
         self.limit_bytes = limit_bytes
         self._directory: Path | None = None
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
         self._sweeper = Sweeper()
 
     @property
@@ -160,7 +160,7 @@ class KernelCache:
 
 
 _caches: dict[Path, KernelCache] = {}
-_caches_guard = threading.Lock()
+_caches_guard = ForkSafeLock()
 
 
 def default_directory() -> Path:

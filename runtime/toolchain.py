@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import TypeVar
 from . import cache
 from .errors import CompileFailure, ToolchainError
 from .isa import Isa, current_isa
+from .locks import ForkSafeLock
 from .openmp import OpenMP, openmp_for
 from .settings import settings
 
@@ -132,7 +132,7 @@ def compile_jobs() -> int:
 
 
 _loaded: dict[Path, ctypes.CDLL] = {}
-_loaded_guard = threading.Lock()
+_loaded_guard = ForkSafeLock()
 
 
 def load_shared(path: Path) -> ctypes.CDLL:
