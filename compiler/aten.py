@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ from .regions import module_path
 from .report import CandidateRow, GraphKind, GraphReport, Note, Report
 from .settings import CompileSettings
 from .splice import splice
-from .watch import deadline
+from .watch import deadline, in_time
 from .whole_check import compare_whole, why_not_compared
 
 log = logging.getLogger(__name__)
@@ -139,11 +139,11 @@ class CompiledGraph:
         inputs = list(args)
         args.clear()
         self._take_over()
-        if not self._in_time(self._kernels):
+        if not in_time(self._kernels, self.deadline):
             self.report.note(f"{self.entry.name} runs eagerly until its kernels are compiled: time limit reached")
             return list(self.gm.forward(*inputs))
         outputs = list(self.gm.forward(*inputs)) if self._kept is not None else self._accept(inputs)
-        if not self._in_time(self._program):
+        if not in_time(self._program, self.deadline):
             self.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
             return outputs
         run = self._program.result()
@@ -191,11 +191,6 @@ class CompiledGraph:
         with self.report.phase("check"), torch.no_grad():
             ours = run([*inputs, *self.constants])
             compare_whole(ours, eager, lambda moved: list(self.gm.forward(*moved)), inputs)
-
-    def _in_time(self, future: Future[Any]) -> bool:
-        """Wait for `future`, at most until the time limit ends; True when it is done."""
-        timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-        return bool(wait([future], timeout).done)
 
     # -- report -------------------------------------------------------------------------------
     def _record(self, verdicts: Mapping[str, Verdict], kept: Sequence[Group], symbols: Mapping[str, int]) -> None:

@@ -70,19 +70,20 @@ def test_a_child_process_can_compile() -> None:
 @pytest.mark.parametrize("finished", ["nothing", "kernels"])
 def test_a_child_finishes_what_its_parent_was_compiling(monkeypatch: pytest.MonkeyPatch, finished: str) -> None:
     may_compile, waiting = threading.Event(), threading.Event()
-    submit, in_time = aten.submit, aten.CompiledGraph._in_time
+    submit, in_time, waits = aten.submit, aten.in_time, []
     late = {"nothing": ("_compile_kernels", "_make_runner"), "kernels": ("_make_runner",)}[finished]
 
     def submit_late(step: Callable[..., Any], *args: Any) -> Any:
         return submit(lambda: (step.__name__ not in late or may_compile.wait(60)) and step(*args))
 
-    def signal_wait(graph: aten.CompiledGraph, future: Any) -> bool:
-        if future is (graph._kernels if finished == "nothing" else graph._program):
+    def signal_wait(future: Any, deadline: float | None) -> bool:
+        waits.append(future)
+        if len(waits) == (1 if finished == "nothing" else 2):  # first for the kernels, then for the program
             waiting.set()
-        return in_time(graph, future)
+        return in_time(future, deadline)
 
     monkeypatch.setattr(aten, "submit", submit_late)
-    monkeypatch.setattr(aten.CompiledGraph, "_in_time", signal_wait)
+    monkeypatch.setattr(aten, "in_time", signal_wait)
     model, x = Stack(), torch.randn(4, 8)
     fast = mw.compile(model)
     started = threading.Thread(target=lambda: fast(x))
