@@ -7,13 +7,13 @@ results do not depend on when); see `timings`.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Attention, Size, TensorSpec
 from .expr import Expr
 from .program_attention import FLASH, why_not
@@ -126,7 +126,7 @@ class AttentionChoices:
         self._attentions, self._host, self._timings = list(attentions), host, timings
         self._table = ((ctypes.c_uint8 * MAX_THREADS) * len(attentions)).in_dll(program, "attention_choice")
         self._settled: set[int] = set()
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
 
     def settle(self, threads: int) -> None:
         """Decide for `threads` threads, unless that was done."""

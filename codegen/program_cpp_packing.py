@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..runtime.locks import ForkSafeLock
 from ..runtime.packing import Found, PackedWeights
 from ..runtime.settings import settings
 from .program_cpp_epilogue import ProductStruct, Way, timed_runs
@@ -52,7 +52,7 @@ class ProductMethods:
                  program: ctypes.CDLL | None = None) -> None:
         self._products, self._library, self._timings, self._program = list(products), library, timings, program
         self.behind: list[BehindProduct] = []  # how products with a kernel behind them are done
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
         self._by_threads: dict[int, tuple[list[int], list[int], PackedWeights]] = {}
         self._last: tuple[Found, Any] | None = None
 

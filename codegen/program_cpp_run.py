@@ -13,8 +13,9 @@ import torch
 
 from ..runtime import torch_compat
 from ..runtime.errors import IndexOutOfRangeError
+from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Call, Program, SymbolInput
-from ..runtime.toolchain import compile_shared
+from ..runtime.toolchain import compile_shared, open_library
 from .cpp import CompiledCppKernel
 from .program_attention import lower_attention
 from .program_conv import fuse_convolutions
@@ -54,7 +55,7 @@ def _compile_host() -> None:
 def host_library() -> ctypes.PyDLL:
     """The host runtime, compiled on this machine's first use and loaded where programs find its symbols."""
     path = compile_shared(host_runtime.SOURCE, extra_flags=RUNTIME_FLAGS, libtorch=True)
-    library = ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library = open_library(path, ctypes.PyDLL, ctypes.RTLD_GLOBAL)
     library.mw_call.restype = ctypes.py_object
     library.mw_call.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 6, ctypes.c_int, ctypes.c_int]
     address, size, method = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
@@ -165,7 +166,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
     with _compile_guard:
         host_library()  # before the program, which looks for its symbols
-    library = ctypes.CDLL(str(path))
+    library = open_library(path, ctypes.CDLL)
     if kernels is not None and linked:
         compiled = kernels()
         library.mw_bind((ctypes.c_void_p * len(linked))(*[compiled[n].rows for n in linked]))
@@ -173,7 +174,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
                            printer.attentions, library, Timings(timings))
 
 
-_compile_guard = threading.Lock()
+_compile_guard = ForkSafeLock()
 
 
 def _kind(output: Any) -> str:

@@ -9,11 +9,11 @@ The first call runs the graph in eager, returns that result, and settles which r
 from __future__ import annotations
 
 import logging
-import threading
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from ..cost_model.this_machine import this_machine
 from ..passes.base import Candidate, PassContext, Refused
 from ..passes.fuse import Fuse, FusedRegion
 from ..runtime import cache, torch_compat
+from ..runtime.locks import ForkSafeLock
 from .acceptance import Acceptance, Verdict, kernel_names
 from .build_program import Kernels, Runner, build_kernels, build_program, kernel_report, submit
 from .dump import dump_graph, dump_text
@@ -38,7 +39,7 @@ from .regions import module_path
 from .report import CandidateRow, GraphKind, GraphReport, Note, Report
 from .settings import CompileSettings
 from .splice import splice
-from .watch import deadline
+from .watch import deadline, in_time
 from .whole_check import compare_whole, why_not_compared
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,12 @@ class CompiledGraph:
         self.groups = self._find()
         self.names = kernel_names(self.groups)
         self.constants = [getattr(gm, str(n.target)) for n in gm.graph.nodes if n.op == "get_attr"]
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._run: Runner | None = None
         self._kernels: Future[Kernels] = submit(self._compile_kernels, self.groups)
-        self._program: Future[Runner] | None = submit(self._make_runner, self.groups)
+        self._program: Future[Runner] = submit(self._make_runner, self.groups)
+        self._kept: list[Group] | None = None  # the groups of `_program`, once they are accepted
+        self._process = os.getpid()
 
     # -- compile ------------------------------------------------------------------------------
     def _find(self) -> list[Group]:
@@ -132,31 +135,49 @@ class CompiledGraph:
         return run(inputs)
 
     def _first_call(self, args: list[Any]) -> list[Any]:
+        """The first call, and those after it until the kernels and the program are compiled."""
         inputs = list(args)
-        if not self._in_time(self._kernels):
+        args.clear()
+        self._take_over()
+        if not in_time(self._kernels, self.deadline):
             self.report.note(f"{self.entry.name} runs eagerly until its kernels are compiled: time limit reached")
-            args.clear()
             return list(self.gm.forward(*inputs))
-        kernels = self._kernels.result()
-        symbols = symbol_values(self.gm, inputs)
-        judge = Acceptance(kernels, self.names, symbols, check=self.settings.check, measure=self.settings.measure,
-                           deadline=self.deadline)
-        outputs = RecordedRun(self.gm, self.groups, judge, symbols).run(*inputs)
-        self.report.add_seconds("check", judge.check_s, of="fuse")
-        self.report.add_seconds("measure", judge.measure_s, of="fuse")
-        kept = [g for g in self.groups if judge.verdicts[g.built.key].ok]
-        self._record(judge.verdicts, kept, symbols)
-        program = self._program
-        all_kept = program is not None and len(kept) == len(self.groups)
-        run = program.result() if program is not None and all_kept else self._make_runner(kept)
-        self._program = None
+        outputs = list(self.gm.forward(*inputs)) if self._kept is not None else self._accept(inputs)
+        if not in_time(self._program, self.deadline):
+            self.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
+            return outputs
+        run = self._program.result()
         self._compare_whole(run, inputs, outputs)
         self._run = run  # only now: a caller that catches `WrongResult` and calls again must meet it again
         self.entry.state = "ready"
         if self.on_ready is not None:
             self.on_ready(self)
-        args.clear()
         return outputs
+
+    def _accept(self, inputs: list[Any]) -> list[Any]:
+        """Run in eager, settle which regions stay, and give eager's outputs."""
+        symbols = symbol_values(self.gm, inputs)
+        judge = Acceptance(self._kernels.result(), self.names, symbols, check=self.settings.check,
+                           measure=self.settings.measure, deadline=self.deadline)
+        outputs = RecordedRun(self.gm, self.groups, judge, symbols).run(*inputs)
+        self.report.add_seconds("check", judge.check_s, of="fuse")
+        self.report.add_seconds("measure", judge.measure_s, of="fuse")
+        kept = [g for g in self.groups if judge.verdicts[g.built.key].ok]
+        self._record(judge.verdicts, kept, symbols)
+        if len(kept) < len(self.groups):
+            self._program = submit(self._make_runner, kept)
+        self._kept = kept
+        return outputs
+
+    def _take_over(self) -> None:
+        """Start again, in a forked child, what the parent's threads had not finished: they did not come along."""
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        if not self._kernels.done():
+            self._kernels = submit(self._compile_kernels, self.groups)
+        if not self._program.done():
+            self._program = submit(self._make_runner, self.groups if self._kept is None else self._kept)
 
     def _compare_whole(self, run: Runner, inputs: list[Any], eager: list[Any]) -> None:
         """Raises `WrongResult` when the finished program does not give eager's outputs."""
@@ -170,11 +191,6 @@ class CompiledGraph:
         with self.report.phase("check"), torch.no_grad():
             ours = run([*inputs, *self.constants])
             compare_whole(ours, eager, lambda moved: list(self.gm.forward(*moved)), inputs)
-
-    def _in_time(self, future: Future[Any]) -> bool:
-        """Wait for `future`, at most until the time limit ends; True when it is done."""
-        timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-        return bool(wait([future], timeout).done)
 
     # -- report -------------------------------------------------------------------------------
     def _record(self, verdicts: Mapping[str, Verdict], kept: Sequence[Group], symbols: Mapping[str, int]) -> None:

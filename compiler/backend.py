@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import fx
 
 from ..runtime import torch_compat
+from ..runtime.locks import ForkSafeLock
 from .guard import Boxed, GuardedGraph, eager_boxed, fall_back
 from .report import GraphKind, Report
 from .settings import CompileSettings, resolve
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _graph_numbers = itertools.count()
 _recent: deque[Report] = deque(maxlen=64)
-_recent_guard = threading.Lock()
+_recent_guard = ForkSafeLock()
 
 
 def meshwright(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
-import threading
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -28,6 +28,7 @@ from ..codegen.ir_text import parse_kernel
 from ..codegen.lowering import CannotLower, size_expr
 from ..runtime import cache, torch_compat
 from ..runtime.errors import MeshwrightError
+from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Json, Program
 from ..runtime.program_json import program_from_json, program_to_json
 from ..runtime.settings import settings as environment_settings
@@ -38,6 +39,7 @@ from .guard import GuardedGraph
 from .program_builder import is_effect
 from .report import CandidateRow, GraphReport, Note, Report
 from .settings import CompileSettings
+from .watch import deadline, in_time
 from .whole_check import WrongResult, compare_whole, why_not_compared
 
 if TYPE_CHECKING:
@@ -172,8 +174,11 @@ class StartedGraph:
     def __init__(self, keeper: Keeper, program: Program, kernels: Sequence[Kernel], constants: list[torch.Tensor],
                  entry: GraphReport) -> None:
         self.keeper, self.constants, self.entry = keeper, constants, entry
-        self._built: Future[Built] = submit(self._build, program, kernels)
-        self._lock = threading.Lock()
+        self.deadline = deadline(keeper.settings, keeper.report)
+        self._work = program, kernels
+        self._built: Future[Built] = submit(self._build, *self._work)
+        self._process = os.getpid()
+        self._lock = ForkSafeLock()
         self._run: Runner | None = None
 
     def _build(self, program: Program, kernels: Sequence[Kernel]) -> Built:
@@ -196,7 +201,13 @@ class StartedGraph:
         return run(inputs)
 
     def _first_call(self, args: list[Any]) -> list[Any]:
-        keeper, built = self.keeper, self._built.result()
+        keeper = self.keeper
+        if self._process != os.getpid() and not self._built.done():  # the parent's threads did not come along
+            self._process, self._built = os.getpid(), submit(self._build, *self._work)
+        if not in_time(self._built, self.deadline):
+            keeper.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
+            return list(keeper.gm.forward(*args))
+        built = self._built.result()
         self.entry.source, self.entry.timings = built.source, built.timings
         self.entry.behind_products = built.behind_products
         eager = list(keeper.gm.forward(*args))

@@ -8,12 +8,13 @@ is in `report_render`; use `print(report)`, `report.as_dict()` or `report.to_htm
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from ..runtime.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     from ..codegen.program_cpp_packing import BehindProduct
@@ -137,7 +138,7 @@ class Report:
         self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.notes: list[Note] = []
         self._started: dict[int, float] = {}
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
 
     # -- adding -------------------------------------------------------------------------------
     def pass_report(self, name: str) -> PassReport:
@@ -283,7 +284,7 @@ class Report:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
 
 
 def _difference(before: float | None, after: float | None) -> float | None:

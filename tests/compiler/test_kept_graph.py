@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,6 +267,27 @@ def test_a_damaged_document_is_compiled_again(kept_in: Path, damage: str) -> Non
         got, report = run(model, x)
     assert not from_disk(report)
     assert torch.equal(got, expected)
+
+
+def test_the_time_limit_bounds_the_wait_for_a_started_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Block(), torch.randn(4, 7, 32)
+    run(model, x)
+    may_compile, compile_now = threading.Event(), kept_graph.build_program
+    monkeypatch.setattr(kept_graph, "build_program", lambda *args: may_compile.wait(60) and compile_now(*args))
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="meshwright", options={"time_limit_s": 0.5})
+        torch.testing.assert_close(compiled(x), model(x))
+        report = recent_reports()[-1]
+        [graph] = report.graphs
+        assert from_disk(report) and graph.state == "pending"
+        assert any("eagerly until its program is compiled: time limit" in n.reason for n in report.notes)
+        may_compile.set()
+        started = time.monotonic()
+        while graph.state == "pending" and time.monotonic() - started < 100:
+            torch.testing.assert_close(compiled(x), model(x))
+        assert graph.state == "ready"
+        torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_a_started_model_can_be_saved(tmp_path: Path) -> None:
