@@ -45,7 +45,7 @@ static void library_attention(int threads, Ints sizes, Ints strides, Ptr q, Ptr 
   Value stack[7] = {::tensor(query.h), ::tensor(key.h), ::tensor(value.h), ::v(0.0), flag(causal),
                     mask.p ? some(::tensor(added.h)) : none, some(::v(scale))};
   dispatch("aten::_scaled_dot_product_flash_attention_for_cpu", "", stack);
-  const Handle result((void*)stack[0]), sums((void*)stack[1]);
+  Handle result((void*)stack[0]), sums((void*)stack[1]);
   expect(result.h, {n[0], n[1], n[3], n[5]}, {s[13], s[14], s[15], 1}, "attention");
   std::memcpy(out.p, data_of(result.h).p, n[0] * n[1] * n[3] * n[5] * sizeof(float));
   if (!lse.p) return;

@@ -113,12 +113,12 @@ class Tensors:
     def add_result(self, tensor: str, spec: TensorSpec | None, expression: str) -> None:
         name = self.name(tensor)
         self.lines.append(f"Handle o_{name}({expression});")
+        if spec is not None:
+            self.specs[tensor] = spec
+            self.lines.append(f'expect(o_{name}.h, {ints(spec.shape)}, {ints(spec.strides)}, "{name}");')
         self.lines.append(f"void* const h_{name} = o_{name}.h;")
         self._handle.add(tensor)
         self._owned.add(tensor)
-        if spec is not None:
-            self.specs[tensor] = spec
-            self.lines.append(f'expect(h_{name}, {ints(spec.shape)}, {ints(spec.strides)}, "{name}");')
 
     # -- use ----------------------------------------------------------------------------------------
     def address(self, tensor: str) -> str:

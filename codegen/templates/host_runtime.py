@@ -190,6 +190,8 @@ int aoti_torch_delete_tensor_object(void*);
 int aoti_torch_new_tensor_handle(void*, void**);
 int aoti_torch_get_data_ptr(void*, void**);
 int aoti_torch_get_sizes(void*, int64_t**);
+int aoti_torch_get_dtype(void*, int32_t*);
+int aoti_torch_copy_(void*, void*, int32_t);
 int aoti_torch_get_strides(void*, int64_t**);
 int aoti_torch_get_dim(void*, int64_t*);
 int aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t, void**);
@@ -349,19 +351,26 @@ void unpack(Value list_value, void** items, size_t wanted) {
   }
   check(torch_delete_list(list), "list");
 }
-// The compiler planned with these strides; an operator that answers with others must not be misread.
-void expect(void* h, Ints sizes, Ints strides, const char* name) {
+// The compiler planned with these strides: what an operator answers in others is copied, and must not be misread.
+void expect(void*& h, Ints sizes, Ints strides, const char* name) {
   int64_t dim, *have_sizes, *have_strides;
   check(aoti_torch_get_dim(h, &dim), "dim");
   check(aoti_torch_get_sizes(h, &have_sizes), "sizes");
   check(aoti_torch_get_strides(h, &have_strides), "strides");
-  bool same = dim == (int64_t)sizes.size();
-  bool empty = false;
-  for (int64_t i = 0; same && i < dim; i++) empty |= sizes.begin()[i] == 0;
-  for (int64_t i = 0; same && i < dim; i++)
-    same = have_sizes[i] == sizes.begin()[i] &&
-           (empty || sizes.begin()[i] == 1 || have_strides[i] == strides.begin()[i]);
-  if (!same) throw std::runtime_error(std::string("result ") + name + " has other sizes or strides than planned");
+  bool same = dim == (int64_t)sizes.size(), empty_one = false, other = false;
+  for (int64_t i = 0; same && i < dim; i++) same = have_sizes[i] == sizes.begin()[i];
+  if (!same) throw std::runtime_error(std::string("result ") + name + " has other sizes than planned");
+  for (int64_t i = 0; i < dim; i++) {
+    empty_one |= have_sizes[i] == 0;
+    other |= have_sizes[i] != 1 && have_strides[i] != strides.begin()[i];
+  }
+  if (empty_one || !other) return;
+  int32_t dtype;
+  check(aoti_torch_get_dtype(h, &dtype), "dtype");
+  Handle planned(empty(sizes, strides, dtype)), given(h);
+  h = nullptr;
+  check(aoti_torch_copy_(planned.h, given.h, 0), "copy");
+  h = planned.take();
 }
 
 // ---- values for the dispatcher ------------------------------------------------------------------------------------

@@ -296,3 +296,13 @@ def test_the_host_runtime_is_compiled_while_the_graph_is_traced(monkeypatch: pyt
     monkeypatch.setattr(backend, "compile_with_aot", lambda gm, *_: order.append("traced") or gm.forward)
     torch.compile(lambda x: x + 1, backend="meshwright")(torch.ones(3))
     assert order == ["host", "traced"]
+
+
+def test_an_operator_that_answers_in_other_strides_than_traced() -> None:
+    """torch's own fast path of encoder layers does, for a transposed input."""
+    model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    x = torch.randn(7, 4, 32).transpose(0, 1)
+    compiled = torch.compile(model, backend="meshwright")
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
