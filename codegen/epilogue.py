@@ -71,6 +71,7 @@ def as_epilogue(kernel: Kernel, products: Collection[str], sizes: Mapping[str, E
 def _places(index: Expr, axes: Sequence[Axis], M: Expr, N: Expr) -> dict[str, Expr]:
     """Every axis in terms of m and n, when `index` walks the whole product [M, N], each element once."""
     places = {a.name: const(0) for a in axes if a.size == 1}
+    index = index.subs(dict(places))
     left = {a.name: a.size for a in axes if a.size != 1}
     if index.symbols() - index.variables():
         raise CannotFuse("the kernel computes where it reads the product")

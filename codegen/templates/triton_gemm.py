@@ -2,8 +2,8 @@
 
 One program computes a tile of XBLOCK rows and RBLOCK columns, KBLOCK of the inner dimension at a time, in fp32.
 Programs walk bands of GROUP tiles' height column by column, so that those that run at once share operands in the L2
-cache (Tillet et al., MAPL 2019). The epilogue is printed by the printer of all other kernels, with `acc` for the tile;
-its row position is that printer's `x`, its column `r`. Sizes and strides that the program knows are numbers in the text.
+cache (Tillet et al., MAPL 2019). The epilogue is printed by the printer of all other kernels, with `acc` for the tile,
+`x` for its rows and `r` for its columns. Sizes and strides that the program knows are numbers in the text.
 
 It is a candidate beside the library's product, never a replacement unseen: see `program_choices`.
 """
@@ -83,10 +83,19 @@ def print_gemm(gemm: GemmKernel) -> str:
     return _GemmPrinter(gemm).text()
 
 
-def tiles_for(gemm: GemmKernel, rows: int) -> tuple[Tile, ...]:
-    """The tiles worth trying for a product of this many rows: those of which not more than half would be padding."""
-    tiles = FLOAT_TILES if gemm.dtype == "f32" else HALF_TILES
-    return tuple(t for t in tiles if t.rows < 2 * rows) or tiles[-1:]
+def tiles_for(gemm: GemmKernel, sizes: Mapping[str, int]) -> tuple[Tile, ...]:
+    """The tiles worth trying at these sizes: those of which not more than half would be padding, else the smallest."""
+    rows = gemm.M.evaluate(sizes)
+    return tuple(t for t in _tiles(gemm) if t.rows < 2 * rows) or _tiles(gemm)[-1:]
+
+
+def tile_named(gemm: GemmKernel, name: str) -> Tile:
+    """The tile that prints as `name`."""
+    return next(t for t in _tiles(gemm) if str(t) == name)
+
+
+def _tiles(gemm: GemmKernel) -> tuple[Tile, ...]:
+    return FLOAT_TILES if gemm.dtype == "f32" else HALF_TILES
 
 
 def gemm_kernel(gemm: GemmKernel, tile: Tile) -> TritonKernel:
