@@ -172,7 +172,7 @@ class ChosenProgram:
         rewrites, refused = find_rewrites(self.program, "tf32" if tf32 and not torch.version.hip else "exact")
         why = "" if self.options.wanted() else "nothing may be measured"
         if len(self._runners) >= MAX_VARIANTS:
-            why = f"{MAX_VARIANTS} sets of choices exist"
+            why = f"the program has {MAX_VARIANTS} sets of choices already"
         bench = _Bench(self.program, self.kernels, symbols, device, self.options)
         counts = Counter(r.key for r in rewrites)
         first = {r.key: r for r in reversed(rewrites)}

@@ -49,6 +49,8 @@ class Stack:
         """The copy, laid out as its parts are: columns stay contiguous where they were."""
         made = torch.empty_strided(self.spec.shape, self.spec.strides, dtype=tensors[0].dtype,  # type: ignore[arg-type]
                                    device=tensors[0].device)
+        if made.is_cuda:  # another stream may still read what this memory held
+            torch.cuda.synchronize(made.device)
         for part, tensor, offset in zip(made, tensors, self.offsets, strict=True):
             part.copy_(tensor.as_strided(part.shape, self.strides, tensor.storage_offset() + offset))
         if made.is_cuda:  # calls on other streams will read it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -224,8 +225,7 @@ def test_fp32_tiles_compile_without_spills(target: str) -> None:
 
 
 def test_tf32_uses_tensor_cores_and_exact_fp32_does_not() -> None:
-    from dataclasses import replace
-
     made = gemm(kernel_text("gelu", "f32", "p0: 786432", "p0"), "f32", 1024, 768, 512)
-    exact, tf32 = compile_gemms_ahead([(replace(made, precision=p), FLOAT_TILES[1]) for p in ("exact", "tf32")], "sm_80")
+    both = [(replace(made, precision=precision), FLOAT_TILES[1]) for precision in ("exact", "tf32")]
+    exact, tf32 = compile_gemms_ahead(both, "sm_80")
     assert "mma.sync" not in exact.assembly and "tf32" in tf32.assembly and "mma.sync" in tf32.assembly
