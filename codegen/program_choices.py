@@ -173,7 +173,7 @@ class ChosenProgram:
         why = "" if self.options.wanted() else "nothing may be measured"
         if len(self._runners) >= MAX_VARIANTS:
             why = f"the program has {MAX_VARIANTS} sets of choices already"
-        bench = _Bench(self.program, self.kernels, symbols, device, self.options)
+        bench = Bench(self.program, self.kernels, symbols, device, self.options)
         counts = Counter(r.key for r in rewrites)
         first = {r.key: r for r in reversed(rewrites)}
         measured = {key: Measured({}, why) if why else bench.measure(first[key], counts[key]) for key in counts}
@@ -218,7 +218,7 @@ def _template(gemm: GemmKernel, method: str) -> KernelCall:
 
 
 # -- measuring --------------------------------------------------------------------------------------
-class _Bench:
+class Bench:
     """Measures rewrites of one program at sizes `symbols` on one device."""
 
     def __init__(self, program: Program, kernels: Mapping[str, KernelCall], symbols: Mapping[str, int],
@@ -233,7 +233,7 @@ class _Bench:
         if needed > self._left:
             return Measured({}, f"stacked weights would take {needed >> 20} MiB of memory")
         self._left -= needed
-        methods = self._methods(rewrite)
+        methods = self.methods(rewrite)
         failures: list[str] = []
         where = (*self.options.clock.identity(self.device), PRINTER_VERSION)
         sizes = {name: self.symbols[name] for name in sorted(symbols_of(self.facts, rewrite))}
@@ -245,7 +245,8 @@ class _Bench:
             return Measured({}, f"not measured: {_first_line(error)}")
         return Measured({m: found[m] for m in (LIBRARY, *methods) if m in found}, "; ".join(failures))
 
-    def _methods(self, rewrite: Rewrite) -> list[str]:
+    def methods(self, rewrite: Rewrite) -> list[str]:
+        """What there is beside the library: stacked weights, or the template's tiles."""
         if rewrite.gemm is None:
             return [STACKED]
         return [str(t) for t in tiles_for(rewrite.gemm, self._gemm_sizes(rewrite))]
@@ -255,13 +256,19 @@ class _Bench:
         return {s: size_expr(e).evaluate(self.symbols)
                 for s, e in zip(rewrite.gemm.sizes, rewrite.steps[0].sizes, strict=True)}
 
-    @torch.no_grad()
     def _take(self, rewrite: Rewrite, methods: Sequence[str], failures: list[str]) -> dict[str, float]:
+        with torch.no_grad():
+            runs = self.runs(rewrite, methods, failures)
+            times = self.options.clock.seconds(list(runs.values()), self.device)
+        return dict(zip(runs, times, strict=True))
+
+    def runs(self, rewrite: Rewrite, methods: Sequence[str], failures: list[str]) -> dict[str, Callable[[], Any]]:
+        """The library's way and those methods that agree with it, ready to call; the others go to `failures`."""
         steps = [self.facts.program.steps[i] for i in sorted(rewrite.replaced)]
         before = alone(self.facts, steps, rewrite.results)
         after = alone(self.facts, rewrite.steps, rewrite.results, [s.spec for s in rewrite.stacks])
         tensors = self._tensors(before, rewrite)
-        runs = {LIBRARY: self._run(before, self.kernels, tensors)}
+        runs: dict[str, Callable[[], Any]] = {LIBRARY: self._run(before, self.kernels, tensors)}
         expected = runs[LIBRARY]()
         for method in methods:
             own = {rewrite.gemm.name: _template(rewrite.gemm, method)} if rewrite.gemm is not None else {}
@@ -275,8 +282,7 @@ class _Bench:
                 failures.append(f"{method}: {reason}")
             else:
                 runs[method] = run
-        times = self.options.clock.seconds(list(runs.values()), self.device)
-        return dict(zip(runs, times, strict=True))
+        return runs
 
     def _run(self, program: Program, kernels: Mapping[str, KernelCall],
              tensors: Mapping[str, torch.Tensor]) -> Callable[[], list[Any]]:
