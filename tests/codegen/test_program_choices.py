@@ -169,7 +169,7 @@ def test_times_are_taken_once_per_power_of_two_and_kept() -> None:
     again = PlantedClock(LIBRARY_WINS, LIBRARY_WINS)  # a saved model brings the times it was chosen by
     call, told, _ = loaded(swiglu(), again, timings=Timings(timings.used))
     call(values(4))
-    assert again.asked == 0 and [d.method for d in told.decisions] == ["32x64x32", LIBRARY]
+    assert again.asked == 0 and [d.method for d in told.decisions] == ["32x64x16", LIBRARY]
 
 
 def test_without_a_way_to_measure_the_library_stays() -> None:
@@ -208,8 +208,8 @@ def test_a_template_that_fails_or_lies_is_not_timed(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(call(values(100))[0], expected(*values(100)))
     (found,) = [d for d in told.decisions if "swiglu" in d.what]
     assert found.method == LIBRARY and found.best_s is None
-    assert "128x64x32: differs from the library" in found.reason
-    assert "32x64x32: RuntimeError: no such instruction" in found.reason and "story" not in found.reason
+    assert "128x64x16: differs from the library" in found.reason
+    assert "32x64x16: RuntimeError: no such instruction" in found.reason and "story" not in found.reason
 
 
 def test_a_clock_that_fails_leaves_the_library() -> None:

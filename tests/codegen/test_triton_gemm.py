@@ -17,6 +17,7 @@ from meshwright.codegen.ir_text import parse_kernel, print_kernel
 from meshwright.codegen.templates.triton_gemm import (
     FLOAT_TILES,
     HALF_TILES,
+    TF32_TILES,
     GemmKernel,
     Tile,
     gemm_kernel,
@@ -226,6 +227,8 @@ def test_fp32_tiles_compile_without_spills(target: str) -> None:
 
 def test_tf32_uses_tensor_cores_and_exact_fp32_does_not() -> None:
     made = gemm(kernel_text("gelu", "f32", "p0: 786432", "p0"), "f32", 1024, 768, 512)
-    both = [(replace(made, precision=precision), FLOAT_TILES[1]) for precision in ("exact", "tf32")]
-    exact, tf32 = compile_gemms_ahead(both, "sm_80")
-    assert "mma.sync" not in exact.assembly and "tf32" in tf32.assembly and "mma.sync" in tf32.assembly
+    (exact,) = compile_gemms_ahead([(made, FLOAT_TILES[1])], "sm_80")
+    assert "mma.sync" not in exact.assembly and exact.spills == 0
+    for target in ("sm_80", "sm_90"):
+        for found in compile_gemms_ahead([(replace(made, precision="tf32"), tile) for tile in TF32_TILES], target):
+            assert ".tf32" in found.assembly and found.fits and found.spills == 0, (target, found.spills)
