@@ -24,11 +24,12 @@ import torch
 from ..runtime.device_clock import CudaClock, DeviceClock
 from ..runtime.packing import PackedWeights
 from ..runtime.program import Launch, Program, Symbol, TensorSpec, reads
+from ..runtime.torch_compat import tf32_allowed
 from .program_facts import ProgramFacts, alone, rewritten
 from .program_memory import ITEMSIZE, size_expr, writes
 from .program_python import KernelCall, load_program_python, print_program_python
 from .program_rewrites import Refusal, Rewrite, find_rewrites
-from .templates.triton_gemm import GemmKernel, gemm_kernel, print_gemm, tile_named, tiles_for
+from .templates.triton_gemm import GemmKernel, Precision, gemm_kernel, print_gemm, tile_named, tiles_for
 from .timings import Timings
 from .triton import PRINTER_VERSION
 
@@ -132,7 +133,9 @@ class ChosenProgram:
         self._runners: dict[tuple[tuple[int, str], ...], Variant] = {}  # by the steps replaced, and how
         self._guard = threading.Lock()
         facts = ProgramFacts(program)
-        self._sized_by = set[str]().union(*(symbols_of(facts, r) for r in find_rewrites(program)[0]))
+        found = find_rewrites(program)[0]
+        self._sized_by = set[str]().union(*(symbols_of(facts, r) for r in found))
+        self._in_fp32 = not torch.version.hip and any(r.gemm is not None and r.gemm.dtype == "f32" for r in found)
         self._position = {item.name: i for i, item in enumerate(program.inputs)}
         self._first = next(i for i, item in enumerate(program.inputs) if isinstance(item, TensorSpec))
 
@@ -149,7 +152,7 @@ class ChosenProgram:
     def _key(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """What the times depend on: the device, how fp32 may be computed, the power of two of every size."""
         sizes = [self._value(s, inputs).bit_length() for s in self.program.symbols if s.name in self._sized_by]
-        return (inputs[self._first].device, torch.get_float32_matmul_precision(), *sizes)
+        return (inputs[self._first].device, self._in_fp32 and tf32_allowed(), *sizes)
 
     def _value(self, symbol: Symbol, inputs: Sequence[Any]) -> int:
         if symbol.argument is not None:
@@ -164,12 +167,12 @@ class ChosenProgram:
             if not self.options.clock.ready(device):
                 return None
             symbols = {s.name: self._value(s, inputs) for s in self.program.symbols}
-            variant = self._choose(device, symbols, key[1] != "highest")
+            variant = self._choose(device, symbols, "tf32" if key[1] else "exact")
             self._variants[key] = variant
             return variant
 
-    def _choose(self, device: torch.device, symbols: Mapping[str, int], tf32: bool) -> Variant:
-        rewrites, refused = find_rewrites(self.program, "tf32" if tf32 and not torch.version.hip else "exact")
+    def _choose(self, device: torch.device, symbols: Mapping[str, int], precision: Precision) -> Variant:
+        rewrites, refused = find_rewrites(self.program, precision)
         why = "" if self.options.wanted() else "nothing may be measured"
         if len(self._runners) >= MAX_VARIANTS:
             why = f"the program has {MAX_VARIANTS} sets of choices already"
@@ -330,9 +333,11 @@ def difference(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
 
 def symbols_of(facts: ProgramFacts, rewrite: Rewrite) -> set[str]:
     """The program's symbols that the work of a rewrite depends on."""
-    names = {n for i in rewrite.replaced for n in (*reads(facts.program.steps[i]), *writes(facts.program.steps[i]))}
-    specs = [facts.specs[n] for n in names if n in facts.specs]
-    return {s for spec in specs for size in (*spec.shape, *spec.strides) for s in size_expr(size).symbols()}
+    steps = [facts.program.steps[i] for i in rewrite.replaced]
+    specs = [facts.specs[n] for step in steps for n in (*reads(step), *writes(step))]
+    sizes = [*(n for spec in specs for n in (*spec.shape, *spec.strides)),
+             *(n for step in steps if isinstance(step, Launch) for n in step.sizes)]
+    return {name for size in sizes for name in size_expr(size).symbols()}
 
 
 def _bytes(spec: TensorSpec) -> int:

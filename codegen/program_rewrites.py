@@ -45,6 +45,7 @@ class Stack:
     def variant(self) -> tuple[object, ...]:
         return ("stack", self.spec.shape, self.strides, self.offsets)
 
+    @torch.no_grad()
     def pack(self, *tensors: torch.Tensor) -> torch.Tensor:
         """The copy, laid out as its parts are: columns stay contiguous where they were."""
         made = torch.empty_strided(self.spec.shape, self.spec.strides, dtype=tensors[0].dtype,  # type: ignore[arg-type]

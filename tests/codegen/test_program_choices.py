@@ -172,6 +172,27 @@ def test_times_are_taken_once_per_power_of_two_and_kept() -> None:
     assert again.asked == 0 and [d.method for d in told.decisions] == ["32x64x16", LIBRARY]
 
 
+@pytest.fixture
+def precision() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("ask", [
+    lambda: torch.set_float32_matmul_precision("high"),
+    lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+])
+def test_tf32_is_used_where_torch_may_use_it(ask: Callable[[], None], precision: None) -> None:
+    call, told, _ = loaded(swiglu(), PlantedClock(OTHER_WINS, LIBRARY_WINS))
+    call(values())
+    ask()
+    call(values())
+    exact, tf32 = told.sources
+    assert "tile_dot_exact" in exact and "tile_dot_tf32" in tf32 and "exact" not in tf32
+
+
 def test_without_a_way_to_measure_the_library_stays() -> None:
     clock = PlantedClock(OTHER_WINS, OTHER_WINS)
     call, told, _ = loaded(swiglu(), clock, wanted=lambda: False)

@@ -62,10 +62,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return times
 
 
-def compiled(**options: Any) -> tuple[Any, nn.Module, torch.Tensor]:
+def compiled(dynamic: bool = False, **options: Any) -> tuple[Any, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model, x = Block().eval(), torch.randn(4, 16)
-    return mw.compile(model, (x,), dynamic=False, options=options), model, x
+    return mw.compile(model, (x,), dynamic=dynamic, options=options), model, x
 
 
 def rows(fast: Any) -> dict[str, Any]:
@@ -101,6 +101,14 @@ def test_what_is_slower_is_dropped_and_reported(device: dict[str, float]) -> Non
     assert all(c.measured_after_s == 5e-5 for c in rows(fast).values())
     graph = next(g for g in fast.report.graphs if g.kind == "inference")
     assert "tile_dot" not in graph.source and "baddbmm" not in graph.source
+
+
+def test_sizes_that_change_are_measured_per_power_of_two(device: dict[str, float]) -> None:
+    fast, model, _ = compiled(dynamic=True)
+    for count in (4, 7, 8, 5):
+        agrees(fast, model, torch.randn(count, 16))
+    gelus = [c for c in fast.report.passes["fuse"].candidates if "→" in c.region and "gelu" in c.region]
+    assert len(gelus) == 2 and all(c.verdict == "kept" for c in gelus)
 
 
 def test_kernels_that_reduce_are_refused_with_a_reason(device: dict[str, float]) -> None:
