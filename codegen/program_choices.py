@@ -1,9 +1,9 @@
 """Which of a CUDA program's rewrites are used: those that measure faster on the device of the call.
 
-The first call on a device times every candidate against the steps it stands for, on tensors of the call's sizes with
-random values, and compares the results loosely: that finds a miscompiled template, not rounding. Then the program is
-written with the winners alone, so its text shows what runs. Symbolic sizes are measured again when one leaves its power
-of two. Where nothing can be measured, the program runs as it is.
+The first call on a device times every candidate against the steps it stands for, on random values, and compares the
+results loosely: that finds a miscompiled template, not rounding. Then the program is written with the winners alone, so
+its text shows what runs. Symbolic sizes are rounded down to a power of two for that, and measured again when one leaves
+its own. Where nothing can be measured, the program runs as it is.
 
 Stacked weights are inputs of the rewritten program, looked up at call time (`runtime.packing`): a CUDA graph around it
 reads them at their address, and an edited weight means another copy.
@@ -130,14 +130,15 @@ class ChosenProgram:
         self.program, self.kernels, self.options, self._load = program, kernels, options, load
         self._plain = load(program, kernels)
         self._variants: dict[tuple[Any, ...], Variant] = {}
-        self._runners: dict[tuple[tuple[int, str], ...], Variant] = {}  # by the steps replaced, and how
+        self._runners: dict[frozenset[tuple[int, str, str]], Variant] = {}  # by the steps replaced, and how
         self._guard = threading.Lock()
         facts = ProgramFacts(program)
         found = find_rewrites(program)[0]
         self._sized_by = set[str]().union(*(symbols_of(facts, r) for r in found))
         self._in_fp32 = not torch.version.hip and any(r.gemm is not None and r.gemm.dtype == "f32" for r in found)
         self._position = {item.name: i for i, item in enumerate(program.inputs)}
-        self._first = next(i for i, item in enumerate(program.inputs) if isinstance(item, TensorSpec))
+        self._first = next(i for i, item in enumerate(program.inputs)
+                           if isinstance(item, TensorSpec) and item.device.split(":")[0] == program.device)
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         variant = self.settle(inputs)
@@ -166,7 +167,7 @@ class ChosenProgram:
                 return self._variants[key]
             if not self.options.clock.ready(device):
                 return None
-            symbols = {s.name: self._value(s, inputs) for s in self.program.symbols}
+            symbols = {s.name: 1 << max(self._value(s, inputs).bit_length() - 1, 0) for s in self.program.symbols}
             variant = self._choose(device, symbols, "tf32" if key[1] else "exact")
             self._variants[key] = variant
             return variant
@@ -182,11 +183,11 @@ class ChosenProgram:
         measured = {key: Measured({}, why) if why else bench.measure(first[key], counts[key]) for key in counts}
         chosen, decisions = choose(rewrites, measured)
         variant = self._variant(chosen)
-        self.options.settled(decisions, refused, variant.source)
+        self.options.settled(decisions, refused if not self._variants else [], variant.source)
         return variant
 
     def _variant(self, chosen: Sequence[Choice]) -> Variant:
-        key = tuple(sorted((r.at, method) for r, method in chosen))
+        key = frozenset((r.at, r.key, method) for r, method in chosen)
         if key not in self._runners:
             self._runners[key] = Variant(self.program, chosen, self.kernels, self._plain, self._load)
         return self._runners[key]
@@ -203,6 +204,7 @@ class Variant:
         gemms = {r.gemm.name: (r.gemm, method) for r, method in chosen if r.gemm is not None}
         templates = {name: _template(gemm, method) for name, (gemm, method) in gemms.items()}
         self._plain = plain
+        self._no_room = False
         self._run = load(written, {**kernels, **templates}) if chosen else plain
         self._packed = PackedWeights([(s.sources, s.variant, s.pack) for s in stacks]) if stacks else None
         self.source = print_program_python(written, templates=[print_gemm(g) for g, _ in gemms.values()])
@@ -210,10 +212,18 @@ class Variant:
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         if self._packed is None:
             return self._run(inputs)
-        copies = self._packed.lookup(inputs).copies
+        copies = self._copies(self._packed, inputs)
         if any(c is None for c in copies):
             return self._plain(inputs)
         return self._run([*inputs, *copies])
+
+    def _copies(self, packed: PackedWeights, inputs: Sequence[Any]) -> list[Any]:
+        try:
+            return [None] if self._no_room else packed.lookup(inputs).copies
+        except torch.cuda.OutOfMemoryError:  # somebody else took what was free when the choice was made
+            log.warning("no memory for stacked weights: products run one by one")
+            self._no_room = True
+            return [None]
 
 
 def _template(gemm: GemmKernel, method: str) -> KernelCall:

@@ -229,7 +229,7 @@ def test_a_template_that_fails_or_lies_is_not_timed(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(call(values(100))[0], expected(*values(100)))
     (found,) = [d for d in told.decisions if "swiglu" in d.what]
     assert found.method == LIBRARY and found.best_s is None
-    assert "128x64x16: differs from the library" in found.reason
+    assert "64x64x16: differs from the library" in found.reason
     assert "32x64x16: RuntimeError: no such instruction" in found.reason and "story" not in found.reason
 
 
@@ -305,6 +305,21 @@ def test_stacked_weights_must_fit_beside_the_model() -> None:
     torch.testing.assert_close(call(values())[0], expected(*values()))
     (found,) = [d for d in told.decisions if "baddbmm" in d.what]
     assert found.method == LIBRARY and "memory" in found.reason
+
+
+def test_a_copy_that_finds_no_memory_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    call, _, _ = stacked()
+    given, asked = values(), []
+    call.settle(given)
+
+    def full(*_: Any) -> None:
+        asked.append(1)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(packing, "packed", full)
+    for _ in range(3):
+        torch.testing.assert_close(call(given)[0], expected(*given))
+    assert len(asked) == 1
 
 
 def test_a_stack_is_named_by_its_method() -> None:
