@@ -94,8 +94,8 @@ def build_program(program: Program, kernels: Callable[[], Kernels],
 
 def choice_options(report: Report, entry: GraphReport, settings: CompileSettings,
                    late: Callable[[], bool] = lambda: False) -> Options | None:
-    """How a graph's CUDA program chooses between its rewrites, told to `report` and `entry`; None without `fuse`. Once it
-    is `late`, nothing is measured any more."""
+    """How a graph's CUDA program chooses between its rewrites, told to `report` and `entry`; None without `fuse`. Once
+    it is `late`, nothing is measured any more."""
     from ..codegen.program_choices import Decision, Options
     from ..codegen.program_rewrites import Refusal
 
