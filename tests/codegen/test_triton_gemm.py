@@ -232,3 +232,21 @@ def test_tf32_uses_tensor_cores_and_exact_fp32_does_not() -> None:
     for target in ("sm_80", "sm_90"):
         for found in compile_gemms_ahead([(replace(made, precision="tf32"), tile) for tile in TF32_TILES], target):
             assert ".tf32" in found.assembly and found.fits and found.spills == 0, (target, found.spills)
+
+
+def test_the_interpreters_product_is_the_printed_one() -> None:
+    """Interpreted modules replace `tile_dot*` for the sake of bf16; here fp32 goes through `tl.dot` as printed."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from meshwright.runtime.triton_launch import load_module
+
+    made = gemm(kernel_text("residual", "f32", "p0: 420", "p0"), "f32", 20, 21, 40)
+    jitted = load_module(module_of([print_gemm(made.renamed("as_printed"))]))
+    for name, value in list(vars(jitted).items()):
+        if hasattr(value, "fn") and getattr(value.fn, "__module__", None) == jitted.__name__:
+            setattr(jitted, name, InterpretedFunction(value.fn))
+    a, b, other, out = torch.randn(20, 40), torch.randn(40, 21), torch.randn(20, 21), torch.full((20, 21), float("nan"))
+    import triton.language as tl
+
+    jitted.as_printed[(4,)](a, b, other, out, XBLOCK=16, RBLOCK=16, KBLOCK=16, GROUP=8, INDEX=tl.int32)
+    torch.testing.assert_close(out, a @ b + other, rtol=1e-5, atol=1e-5)
