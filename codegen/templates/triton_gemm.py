@@ -20,11 +20,13 @@ from ..expr import Expr
 from ..ir import Buffer, Const, Index, Kernel, Load, Op, Store
 from ..triton import KernelPrinter, check_names, index_bound, module_of
 from ..triton_config import INDEX_LIMIT
+from ..triton_schedule import live_elements
 
 Precision = Literal["exact", "tf32"]
 CONSTANTS = ("XBLOCK", "RBLOCK", "KBLOCK", "GROUP")
 GROUP = 8
 K_UNIT = 64  # a multiple of every KBLOCK: where it divides the inner dimension, that needs no mask
+LIVE_PER_THREAD = 256  # values of the epilogue a thread may hold at once; with 384 it spills on sm_80 and sm_90
 INTERPRETED_TILE = 128  # the interpreter pays per program, not per element
 
 
@@ -85,9 +87,11 @@ def print_gemm(gemm: GemmKernel) -> str:
 
 
 def tiles_for(gemm: GemmKernel, sizes: Mapping[str, int]) -> tuple[Tile, ...]:
-    """The tiles worth trying at these sizes: those of which not more than half would be padding, else the smallest."""
-    rows = gemm.M.evaluate(sizes)
-    return tuple(t for t in _tiles(gemm) if t.rows < 2 * rows) or _tiles(gemm)[-1:]
+    """The tiles worth trying at these sizes: not more than half of them padding, and what the epilogue holds at once
+    fits into registers. Where there is none, the smallest."""
+    rows, live = gemm.M.evaluate(sizes), live_elements(gemm.epilogue)
+    return tuple(t for t in _tiles(gemm) if t.rows < 2 * rows
+                 and t.rows * t.columns * live <= LIVE_PER_THREAD * 32 * t.warps) or _tiles(gemm)[-1:]
 
 
 def tile_named(gemm: GemmKernel, name: str) -> Tile:

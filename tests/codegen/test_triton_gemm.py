@@ -199,6 +199,18 @@ def test_tiles_are_not_mostly_padding(rows: int, tallest: int) -> None:
     assert max(t.rows for t in tiles_for(made, {"s0": rows})) == tallest
 
 
+def test_an_epilogue_that_holds_much_at_once_gets_smaller_tiles() -> None:
+    """Six values per element, as in the gradient of a gated MLP, spill in 128 x 128."""
+    loads = "".join(f"  %{20 + i}: f32 = load in1[p0 + {i}]\n" for i in range(5))
+    uses = "".join(f"  %{30 + i}: f32 = mul %{29 + i if i else 1}, %{24 - i}\n" for i in range(5))
+    text = kernel_text("residual", "f32", "p0: 786432", "p0").replace("  %7:", f"{loads}{uses}  %7:").replace(
+        "add %1", "add %34")
+    made = gemm(text, "f32", 1024, 768, 64)
+    assert max(t.rows * t.columns // t.warps for t in tiles_for(replace(made, dtype="bf16"), {})) == 64 * 64 // 4
+    light = gemm(kernel_text("gelu", "f32", "p0: 786432", "p0"), "f32", 1024, 768, 64)
+    assert tiles_for(replace(light, dtype="bf16"), {}) == HALF_TILES
+
+
 # -- ahead of time ----------------------------------------------------------------------------------
 INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
 
