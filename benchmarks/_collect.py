@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -95,12 +95,15 @@ class Collector:
         new = [g for g in groups if not self.kernels[g.built.key].interpreted]
         callables = triton_kernels({names[g.built.key]: g.built.kernel for g in new})
         judge = self.judge(callables, names, symbols)
-        outputs = RecordedRun(gm, new, judge).run(*inputs)
+        outputs = RecordedRun(gm, new, judge, symbols).run(*inputs)
         for g in new:
             verdict = judge.verdicts.get(g.built.key)
             words = "seen" if verdict is None else "agrees" if verdict.ok else verdict.reason or "differs"
             self.kernels[g.built.key].interpreted = words
         return outputs
+
+
+AnyCollector = TypeVar("AnyCollector", bound=Collector)
 
 
 def _zeros(output: Any, symbols: Mapping[str, int]) -> Any:
@@ -117,18 +120,24 @@ def _zeros(output: Any, symbols: Mapping[str, int]) -> Any:
 def collect_kernels(model: nn.Module, example_inputs: Mapping[str, torch.Tensor], *, backward: bool = False,
                     judge: Judge | None = compare_with_eager, dynamic: bool = False) -> list[Collected]:
     """The kernels of one forward (and backward, of the mean square of every floating output) of `model`."""
-    collector = Collector(judge)
+    found = collect_into(Collector(judge), model, example_inputs, backward=backward, dynamic=dynamic)
+    return list(found.kernels.values())
+
+
+def collect_into(collector: AnyCollector, model: nn.Module, example_inputs: Mapping[str, torch.Tensor], *,
+                 backward: bool = False, dynamic: bool = False) -> AnyCollector:
+    """`collector`, after it has seen the graphs of `model`."""
     torch.compiler.reset()
     compiled = torch.compile(model, backend=collector.backend, dynamic=dynamic)
     if not backward:
         with torch.no_grad():
             compiled(**example_inputs)
-        return list(collector.kernels.values())
+        return collector
     outputs = compiled(**example_inputs)
     floats = [v for v in _tensors(outputs) if v.is_floating_point() and v.requires_grad]
     torch.stack([v.float().square().mean() for v in floats]).sum().backward()
     model.zero_grad(set_to_none=True)
-    return list(collector.kernels.values())
+    return collector
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -3,9 +3,11 @@
     python benchmarks/gpu_models.py                  all models; writes benchmarks/results/gpu_models-*.json
     python benchmarks/gpu_models.py --model gpt2_small --no-kernels --no-write
 
-Every call waits for the device. Legs of a model are interleaved and compared by the median ratio within a round. A
-kernel's bandwidth is the bytes of the tensors it reads and writes over its time, caches flushed, as a fraction of what
-a copy of 1 GiB reaches on the same device (goal: at least 0.9). Exits with one sentence where there is no GPU.
+Every call waits for the device. Legs of a model are interleaved and compared by the median ratio within a round. For
+products with a kernel behind them, or of one tensor, the choice made at the first call is printed with the times that
+decided it. A kernel's bandwidth is the bytes of the tensors it reads and writes over its time, caches flushed, as a
+fraction of what a copy of 1 GiB reaches on the same device (goal: at least 0.9). Exits with one sentence where there is
+no GPU.
 """
 
 from __future__ import annotations
@@ -86,16 +88,25 @@ def model_on(name: str, device: torch.device) -> tuple[torch.nn.Module, dict[str
 def time_model(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
     """Seconds per call of every leg and our speed-up over each peer; a leg that fails is named with its reason."""
     model, inputs = model_on(name, device)
-    legs, failed = [], {}
+    legs, failed, products = [], {}, []
     for leg_name, make in _makers(model, inputs).items():
         try:
-            legs.append(_leg(leg_name, make(), inputs, device))
+            made = make()
+            legs.append(_leg(leg_name, made, inputs, device))
+            products += product_choices(made) if leg_name == "meshwright" else []
         except Exception as error:  # a peer may not support a model; its absence is reported
             failed[leg_name] = f"{type(error).__name__}: {error}"[:300]
     timings = interleave(legs, rounds=rounds)
     ours = {p: speedup(timings, "meshwright", p) for p in PEERS if "meshwright" in timings and p in timings}
     seconds = {n: t.median_s for n, t in timings.items()}
-    return {"model": name, "seconds": seconds, "speedup_over": ours, "failed": failed}
+    return {"model": name, "seconds": seconds, "speedup_over": ours, "failed": failed, "products": products}
+
+
+def product_choices(compiled: Any) -> list[dict[str, Any]]:
+    """What was chosen for products that may take an epilogue or share a stacked weight, and the times behind it."""
+    found = compiled.report.passes["fuse"].candidates
+    return [{"product": c.region, "verdict": c.verdict, "reason": c.reason, "count": c.count,
+             "library_s": c.measured_before_s, "rewritten_s": c.measured_after_s} for c in found if "→" in c.region]
 
 
 def _makers(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Callable[..., Any]]]:
@@ -166,7 +177,7 @@ class Bandwidth:
 
     def judge(self, group: Group, env: Mapping[Any, Any], eager: Sequence[torch.Tensor]) -> None:
         inputs = [env[n] for n in group.built.inputs]
-        outputs = empty_outputs(group.built.outputs, eager, eager[0].device)
+        outputs = empty_outputs(group.built.outputs, lambda e: e.evaluate(self.symbols), eager[0].device)
         sizes = [e.evaluate(self.symbols) for e in group.built.sizes]
         name = self.names[group.built.key]
         kernel = self.kernels[name]
@@ -204,6 +215,10 @@ def report(models: Sequence[dict[str, Any]], kernels: Sequence[dict[str, Any]], 
     for m in models:
         for leg, reason in m["failed"].items():
             print(f"no {leg} leg for {m['model']}: {reason}")
+    print_table("products: the library against an epilogue or stacked weights, microseconds",
+                ("model", "product", "count", "library", "rewritten", "verdict", "reason"),
+                [[m["model"], p["product"], p["count"], *(s and s * 1e6 for s in (p["library_s"], p["rewritten_s"])),
+                  p["verdict"], p["reason"]] for m in models for p in m["products"]])
     for peer in PEERS:
         found = [m["speedup_over"][peer] for m in models if peer in m["speedup_over"]]
         if found:

@@ -22,8 +22,10 @@ from typing import Any
 from ..runtime import cache
 from ..runtime.errors import CompileFailure, ToolchainError, UnknownNameError
 from ..runtime.settings import settings
-from .ir import Kernel
-from .triton import PRINTER_VERSION, constants_of, print_module
+from ..runtime.triton_launch import Launch
+from .ir import Buffer, Kernel
+from .templates.triton_gemm import GemmKernel, Tile, gemm_launch, print_gemm
+from .triton import PRINTER_VERSION, constants_of, module_of, print_module
 from .triton_config import launch_config
 from .triton_ops import SIGNATURE_DTYPES
 
@@ -87,6 +89,17 @@ def compile_ahead(kernels: Kernel | Sequence[Kernel], target: str = "sm_90",
     """
     listed = [kernels] if isinstance(kernels, Kernel) else list(kernels)
     jobs = [make_job(k, target_named(target), hints or {}) for k in listed]
+    return _compile([k.name for k in listed], jobs)
+
+
+def compile_gemms_ahead(gemms: Sequence[tuple[GemmKernel, Tile]], target: str = "sm_90",
+                        hints: Mapping[str, int] | None = None) -> list[AotReport]:
+    """The same for products with an epilogue, each with one tile."""
+    return _compile([g.name for g, _ in gemms],
+                    [make_gemm_job(g, t, target_named(target), hints or {}) for g, t in gemms])
+
+
+def _compile(names: Sequence[str], jobs: Sequence[dict[str, Any]]) -> list[AotReport]:
     keys = [_key(job) for job in jobs]
     known: dict[str, Any] = {key: cache.get_json(key) for key in keys}
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if known[key] is None}
@@ -94,18 +107,28 @@ def compile_ahead(kernels: Kernel | Sequence[Kernel], target: str = "sm_90",
         known[key] = result
         if "error" not in result:
             cache.put_json(key, result)
-    return [_report(k, known[key], job) for k, key, job in zip(listed, keys, jobs, strict=True)]
+    return [_report(name, known[key], job) for name, key, job in zip(names, keys, jobs, strict=True)]
 
 
 def make_job(kernel: Kernel, target: Target, hints: Mapping[str, int]) -> dict[str, Any]:
     """What a worker needs to compile one kernel, as JSON. Kernels that differ in name alone give equal jobs."""
     sizes = {s: hints.get(s, DEFAULT_SIZE) for s in kernel.sizes}
     launch = launch_config(kernel, sizes)
-    named = kernel.renamed("kernel")
-    pointers = {f"{b.name}_ptr": "*" + SIGNATURE_DTYPES[b.dtype] for b in (*kernel.inputs, *kernel.outputs)}
+    constants = {c: launch.constants[c] for c in constants_of(kernel) if c != "INDEX"}
+    return _job(print_module([kernel.renamed("kernel")]), (*kernel.inputs, *kernel.outputs), constants, launch, target)
+
+
+def make_gemm_job(gemm: GemmKernel, tile: Tile, target: Target, hints: Mapping[str, int]) -> dict[str, Any]:
+    """The same for a product with an epilogue."""
+    launch = gemm_launch(gemm, tile, {s: hints.get(s, DEFAULT_SIZE) for s in gemm.sizes})
+    return _job(module_of([print_gemm(gemm.renamed("kernel"))]), gemm.buffers, launch.constants, launch, target)
+
+
+def _job(source: str, buffers: Sequence[Buffer], constants: Mapping[str, int], launch: Launch,
+         target: Target) -> dict[str, Any]:
     return {
-        "source": print_module([named]), "function": "kernel", "pointers": pointers, "sizes": len(kernel.sizes),
-        "constants": {c: launch.constants[c] for c in constants_of(kernel) if c != "INDEX"},
+        "source": source, "function": "kernel", "constants": dict(constants),
+        "pointers": {f"{b.name}_ptr": "*" + SIGNATURE_DTYPES[b.dtype] for b in buffers},
         "wide_index": launch.wide_index, "num_warps": launch.warps(target.warp_size), "num_stages": launch.num_stages,
         "target": {"name": target.name, "backend": target.backend, "arch": target.arch, "warp_size": target.warp_size},
     }
@@ -155,9 +178,9 @@ def _collect(process: subprocess.Popen[str], answered: Path) -> list[dict[str, A
     return results
 
 
-def _report(kernel: Kernel, result: dict[str, Any], job: dict[str, Any]) -> AotReport:
+def _report(name: str, result: dict[str, Any], job: dict[str, Any]) -> AotReport:
     if "error" in result:
-        raise CompileFailure(f"Triton could not compile {kernel.name} for {job['target']['name']}: {result['error']}",
+        raise CompileFailure(f"Triton could not compile {name} for {job['target']['name']}: {result['error']}",
                              do=f"Its source:\n{job['source']}")
-    return AotReport(kernel.name, job["target"]["name"], result["registers"], result["shared_bytes"], result["spills"],
+    return AotReport(name, job["target"]["name"], result["registers"], result["shared_bytes"], result["spills"],
                      job["num_warps"], len(result["assembly"]), base64.b64decode(result["binary"]), result["assembly"])

@@ -1,11 +1,13 @@
-"""The walk that rewrites of operator calls share."""
+"""What rewrites of operator calls share: the walk, and when a call may move."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from ..runtime.program import Alloc, Call, Program, Step, TensorSpec, View
+from ..runtime.program import Alloc, Call, Program, Step, TensorSpec, View, reads
+from .program_memory import writes
+from .schema import operator_of
 
 Lower = Callable[[Call, Mapping[str, TensorSpec]], "list[Step] | None"]
 
@@ -24,3 +26,12 @@ def lower_calls(program: Program, lower: Lower) -> Program:
             lowered = lower(step, specs)
         steps += [step] if lowered is None else lowered
     return replace(program, steps=tuple(steps))
+
+
+def disturbed(steps: Sequence[Step], names: Collection[str], root: Mapping[str, str]) -> bool:
+    """Whether a step may write into one of the roots `names`."""
+    for step in steps:
+        touched = reads(step) if isinstance(step, Call) and operator_of(step.op)._schema.is_mutable else writes(step)
+        if any(root[n] in names for n in touched):
+            return True
+    return False

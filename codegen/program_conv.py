@@ -18,7 +18,7 @@ from .expr import Expr, const, product
 from .ir import Kernel
 from .ir_text import parse_kernel
 from .program_cpp_tensors import output_names
-from .program_memory import last_uses, roots, size_expr, size_text
+from .program_memory import size_expr, size_text, with_releases
 from .schema import bind
 
 _POOLS = ("aten.max_pool2d_with_indices.default", "aten.avg_pool2d.default")
@@ -87,23 +87,6 @@ def _channels_last(spec: TensorSpec) -> tuple[Expr, ...]:
 
 def _as_channels_last(spec: TensorSpec) -> TensorSpec:
     return replace(spec, name=f"{spec.name}__last", strides=tuple(map(size_text, _channels_last(spec))))
-
-
-def with_releases(program: Program) -> Program:
-    """`program` (without releases) with one behind the last use of everything made in it that is not returned."""
-    root = roots(program)
-    last = last_uses(program, root)
-    inputs = {i.name for i in program.inputs}
-    ending: dict[int, list[str]] = {}
-    for name, i in last.items():
-        if i < len(program.steps) and name not in inputs:
-            ending.setdefault(i, []).append(name)
-    steps: list[Step] = []
-    for i, step in enumerate(program.steps):
-        steps.append(step)
-        if i in ending:
-            steps.append(Release(tuple(ending[i])))
-    return replace(program, steps=tuple(steps))
 
 
 @dataclass(frozen=True)

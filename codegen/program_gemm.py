@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..runtime.program import Alloc, Call, Gemm, Gemms, Program, Step, TensorSpec, View, defines, reads
-from .program_calls import lower_calls
-from .program_memory import size_expr, writes
-from .schema import bind, operator_of
+from .program_calls import disturbed, lower_calls
+from .program_memory import roots, size_expr, writes
+from .schema import bind
 
 _PRODUCTS = {  # operator -> whether it adds a bias
     "aten.mm.default": False, "aten.bmm.default": False, "aten.addmm.default": True, "aten.baddbmm.default": True,
@@ -63,34 +63,22 @@ def share_inputs(program: Program) -> Program:
     views = {s.spec.name: s for s in program.steps if isinstance(s, View)}
     groups: dict[str, list[int]] = {}  # left side -> the steps that multiply it
     for i, step in enumerate(program.steps):
-        if isinstance(step, Gemm) and all(_root(n, views) in inputs for n in reads(step)[1:]):
+        if isinstance(step, Gemm) and all(_base(n, views) in inputs for n in reads(step)[1:]):
             groups.setdefault(step.a, []).append(i)
+    root = roots(program)
     taken: dict[int, int] = {}  # a product's step -> the step of its group's first
     for found in groups.values():
-        kept = [i for i in found if not _written(program.steps[found[0]:i], program.steps[i], views)]
+        kept = [i for i in found
+                if not disturbed(program.steps[found[0]:i], {root[n] for n in reads(program.steps[i])}, root)]
         for k in range(0, len(kept) - 1, MAX_SHARED):
             taken.update((i, kept[k]) for i in kept[k : k + MAX_SHARED])
     return replace(program, steps=tuple(_regrouped(program.steps, taken, views))) if taken else program
 
 
-def _root(name: str, views: dict[str, View]) -> str:
+def _base(name: str, views: dict[str, View]) -> str:
     while name in views:
         name = views[name].base
     return name
-
-
-def _written(between: Sequence[Step], product: Step, views: dict[str, View]) -> bool:
-    """Whether a step in between may write into what the product reads."""
-    read = {_root(n, views) for n in reads(product)}
-    for step in between:
-        touched = reads(step) if isinstance(step, Call) and _mutates(step) else writes(step)
-        if any(_root(n, views) in read for n in touched):
-            return True
-    return False
-
-
-def _mutates(call: Call) -> bool:
-    return bool(operator_of(call.op)._schema.is_mutable)
 
 
 def _regrouped(steps: Sequence[Step], taken: dict[int, int], views: dict[str, View]) -> list[Step]:

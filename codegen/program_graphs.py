@@ -9,19 +9,28 @@ import torch
 
 from ..runtime.cuda_graphs import GraphApi, GraphedProgram
 from ..runtime.program import Attention, Call, Gemm, Launch, Program, TensorSpec, tensors_in
+from .ir_text import parse_kernel
+from .program_choices import ChosenProgram, Options
 from .program_memory import roots, writes
 from .program_python import KernelCall, load_program_python
+from .program_rewrites import find_rewrites
 from .schema import bind
+from .triton_build import triton_kernels
 
 _UNSUITABLE_TAGS = ("nondeterministic_seeded", "data_dependent_output", "dynamic_output_shape")
 
 
-def load_program_cuda(program: Program, kernels: Mapping[str, KernelCall] | None = None,
-                      api: GraphApi | None = None) -> Callable[[Sequence[Any]], list[Any]]:
+def load_program_cuda(program: Program, kernels: Mapping[str, KernelCall] | None = None, api: GraphApi | None = None,
+                      options: Options | None = None) -> Callable[[Sequence[Any]], list[Any]]:
     """`call(inputs) -> outputs` on the GPU of the inputs, through CUDA graphs where `why_no_graph` has no objection.
 
-    `kernels`: the program's Triton kernels where they were made already.
+    `kernels`: the program's Triton kernels where they were made already. With `options`, candidates of
+    `program_rewrites` are measured at the first call, and used where they are faster.
     """
+    if options is not None and program.device == "cuda" and find_rewrites(program)[0]:
+        if kernels is None:
+            kernels = triton_kernels({n: parse_kernel(t) for n, t in program.kernels.items()})
+        return ChosenProgram(program, kernels, options, lambda p, k: load_program_cuda(p, k, api))
     call = load_program_python(program, kernels)
     if why_no_graph(program) is not None:
         return call

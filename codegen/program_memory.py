@@ -9,7 +9,7 @@ tensors share *slots*, and a slot is as large as the largest of them, computed o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..runtime.program import (
     Alloc,
@@ -20,6 +20,7 @@ from ..runtime.program import (
     Gemms,
     Launch,
     Program,
+    Release,
     Step,
     TensorSpec,
     View,
@@ -83,6 +84,27 @@ def last_uses(program: Program, root: Mapping[str, str]) -> dict[str, int]:
     for name in tensors_in([o if isinstance(o, dict) else {"tensor": o} for o in program.outputs if o is not None]):
         last[root[name]] = len(program.steps)
     return last
+
+
+def with_releases(program: Program) -> Program:
+    """`program` with new releases: of everything made in it that is not returned, behind its last use. A view goes with
+    its own last use, its root with that of all views."""
+    steps = [s for s in program.steps if not isinstance(s, Release)]
+    program = replace(program, steps=tuple(steps))
+    root = roots(program)
+    last = last_uses(program, root)
+    own = {name: i for i, s in enumerate(steps) for name in (*reads(s), *writes(s), *defines(s))}
+    inputs = {i.name for i in program.inputs}
+    ending: dict[int, list[str]] = {}
+    for name, i in own.items():
+        if last[root[name]] < len(steps) and name not in inputs:
+            ending.setdefault(last[name] if root[name] == name else i, []).append(name)
+    out: list[Step] = []
+    for i, step in enumerate(steps):
+        out.append(step)
+        if i in ending:
+            out.append(Release(tuple(ending[i])))
+    return replace(program, steps=tuple(out))
 
 
 def writes(step: Step) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ from .expr import Expr, const, parse_expr, split_atom
 from .ir_text import parse_kernel
 from .program_attention import FLASH
 from .schema import schema_of
-from .triton import print_module
+from .triton import module_of, print_kernel_triton
 from .triton_build import triton_kernels
 
 KernelCall = Callable[[Sequence[Any], Sequence[int]], None]
@@ -54,14 +54,14 @@ _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _FLOATS = ("inf", "-inf", "nan")
 
 
-def print_program_python(program: Program, kernels: bool | None = None) -> str:
+def print_program_python(program: Program, kernels: bool | None = None, templates: Sequence[str] = ()) -> str:
     """The program as one Python module with a function `run(inputs, launch)`.
 
-    `kernels`: print the Triton kernels too (default: when the program runs on a GPU). Raises `ArtifactError` for a name
-    or a literal that can't be printed safely.
+    `kernels`: print the Triton kernels too (default: when the program runs on a GPU), those that it launches and the
+    functions `templates`. Raises `ArtifactError` for a name or a literal that can't be printed safely.
     """
     with_kernels = program.device != "cpu" if kernels is None else kernels
-    return _ProgramPrinter(program).text(with_kernels)
+    return _ProgramPrinter(program).text(with_kernels, templates)
 
 
 def load_program_python(program: Program, kernels: Mapping[str, KernelCall] | None = None) -> Callable[..., list[Any]]:
@@ -89,16 +89,18 @@ class _ProgramPrinter:
         self.program = program
         self.lines: list[str] = []
 
-    def text(self, with_kernels: bool) -> str:
+    def text(self, with_kernels: bool, templates: Sequence[str] = ()) -> str:
         self._entry()
         for step in self.program.steps:
             self._step(step)
         self.line(f"return [{', '.join(self._output(o) for o in self.program.outputs)}]")
         name = _word(self.program.name)
         head = f'"""Program {name}: printed by Meshwright; `run` launches its kernels in order."""\n'
-        found = [parse_kernel(t).renamed(_word(n)) for n, t in self.program.kernels.items()] if with_kernels else []
+        launched = {s.kernel for s in self.program.steps if isinstance(s, Launch)} if with_kernels else set()
+        found = [print_kernel_triton(parse_kernel(t).renamed(_word(n))) for n, t in self.program.kernels.items()
+                 if n in launched] + list(templates)
         body = "def run(inputs, launch):\n" + "\n".join("    " + ln for ln in self.lines) + "\n"
-        parts = [head, *([print_module(found)] if found else []), "import torch\n\n", body]
+        parts = [head, *([module_of(found)] if found else []), "import torch\n\n", body]
         return "\n".join(parts)
 
     # -- entry ----------------------------------------------------------------------------------

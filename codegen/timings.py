@@ -1,8 +1,8 @@
 """Times that decide which method a product, convolution or attention uses.
 
-Taken once per shape, number of threads, processor, compiler and instruction set, and kept on disk. A saved model
-carries the times its methods were chosen by, so that it chooses the same ones, and gives the same bits, where the disk
-is empty.
+Taken once per shape, number of threads, processor (or GPU), compiler and instruction set, and kept on disk. A saved
+model carries the times its methods were chosen by, so that it chooses the same ones, and gives the same bits, where the
+disk is empty.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ class Timings:
         self.used: dict[str, dict[str, float]] = {}
 
     def seconds(self, kind: str, source: str, what: str, methods: Sequence[str],
-                take: Callable[[], Seconds]) -> Seconds:
+                take: Callable[[], Seconds], where: Sequence[str] | None = None) -> Seconds:
         """Seconds by method, for each of `methods`. `source` is the text of the templates, `what` the shape and number
-        of threads; `take` measures where nobody has."""
-        key = cache.key_of(kind, source, *toolchain().identity(), processor(), str(torch.__version__), what)
+        of threads; `take` measures where nobody has. `where` is what the times belong to: by default this processor
+        and compiler, else a GPU and its compiler."""
+        place = (*toolchain().identity(), processor()) if where is None else where
+        key = cache.key_of(kind, source, *place, str(torch.__version__), what)
         known: tuple[Callable[[str], Any], ...] = (self.used.get, self._given.get, cache.get_json)  # the disk last
         found = next((times for look in known if valid(times := look(key), methods)), None)
         if found is None:

@@ -31,7 +31,11 @@ _HEADER = "import triton\nimport triton.language as tl\nfrom triton.language.ext
 
 def print_module(kernels: Sequence[Kernel]) -> str:
     """A Python module that holds `kernels` and the helpers they call; it needs nothing but Triton."""
-    functions = [print_kernel_triton(k) for k in kernels]
+    return module_of([print_kernel_triton(k) for k in kernels])
+
+
+def module_of(functions: Sequence[str]) -> str:
+    """The module of functions that were printed already."""
     helpers = [HELPERS[name].strip("\n") + "\n" for name in helpers_in("\n".join(functions))]
     return "\n\n".join([_HEADER, *helpers, *functions])
 
@@ -41,11 +45,12 @@ def print_kernel_triton(kernel: Kernel) -> str:
 
     Raises `IRError` when a name is no identifier: a kernel may come from a stranger's file.
     """
-    _check_names(kernel)
-    return _Printer(merge_axes(kernel)).text()
+    check_names(kernel)
+    return KernelPrinter(merge_axes(kernel)).text()
 
 
-def _check_names(kernel: Kernel) -> None:
+def check_names(kernel: Kernel) -> None:
+    """Raise `IRError` unless every name of the kernel is an identifier."""
     names = [kernel.name, *kernel.sizes, *(b.name for b in (*kernel.inputs, *kernel.outputs))]
     names += [a.name for a in kernel.axes]
     values = [s.dst for s in kernel.body if not isinstance(s, Store)]
@@ -60,7 +65,7 @@ def constants_of(kernel: Kernel) -> tuple[str, ...]:
     return ("XBLOCK", "RBLOCK", "INDEX") if looped else ("XBLOCK", "INDEX")
 
 
-class _Printer:
+class KernelPrinter:
     """Prints one kernel whose axes are merged. `lines` grows as statements are printed."""
 
     def __init__(self, kernel: Kernel) -> None:

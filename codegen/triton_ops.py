@@ -24,7 +24,8 @@ _NARROW_INTS = ("i16", "i8", "u8")
 
 # Helper functions by name. Reductions keep the reduced direction with size 1, so a row-level value has shape
 # [XBLOCK, 1]. `*_of` functions combine two values; NaN wins in max and min, as in PyTorch. The bf16 conversions have
-# names because Triton's interpreter truncates in them, so an interpreted module puts exact ones in their place.
+# names because Triton's interpreter truncates in them, so an interpreted module puts exact ones in their place; so have
+# the products of tiles, which it computes from the raw bits of bf16.
 HELPERS: dict[str, str] = {
     "max_of": """
 @triton.jit
@@ -50,6 +51,21 @@ def to_bf16(v):
 @triton.jit
 def from_bf16(v):
     return v.to(tl.float32)
+""",
+    "tile_dot": """
+@triton.jit
+def tile_dot(a, b, acc):
+    return tl.dot(a, b, acc)
+""",
+    "tile_dot_exact": """
+@triton.jit
+def tile_dot_exact(a, b, acc):
+    return tl.dot(a, b, acc, input_precision="ieee")
+""",
+    "tile_dot_tf32": """
+@triton.jit
+def tile_dot_tf32(a, b, acc):
+    return tl.dot(a, b, acc, input_precision="tf32")
 """,
     "row_sum": """
 @triton.jit

@@ -64,10 +64,14 @@ def build_runner(program: Program, timings: Mapping[str, Mapping[str, float]] | 
     """Print and compile a program and its kernels; a callable from the list of inputs to the list of outputs.
     `timings`: what decided between methods where it was saved."""
     from ..codegen.ir_text import parse_kernel
+    from ..codegen.program_choices import Options
+    from ..codegen.timings import Timings
     from .build_program import build_kernels, build_program
 
     kernels = [parse_kernel(text) for text in program.kernels.values()]
-    return build_program(program, lambda: build_kernels(program.device, kernels), timings, own_unit=True).run
+    options = Options(timings=Timings(timings))
+    return build_program(program, lambda: build_kernels(program.device, kernels), timings, own_unit=True,
+                         options=options).run
 
 
 class LoadedModel(nn.Module):

@@ -29,7 +29,7 @@ from ..passes.fuse import Fuse, FusedRegion
 from ..runtime import cache, torch_compat
 from ..runtime.locks import ForkSafeLock
 from .acceptance import Acceptance, Verdict, kernel_names
-from .build_program import Kernels, Runner, build_kernels, build_program, kernel_report, submit
+from .build_program import Kernels, Runner, build_kernels, build_program, choice_options, kernel_report, settle, submit
 from .dump import dump_graph, dump_text
 from .graph_bytes import count_bytes
 from .graph_cleanup import clean_up
@@ -113,7 +113,8 @@ class CompiledGraph:
             log.debug("%s runs as a spliced graph: %s", self.entry.name, why)
             self.report.note(f"{self.entry.name} runs node by node: {why}")
             return splice(self.gm, groups, self.names, kernels.result())
-        built = build_program(program, kernels.result)
+        options = choice_options(self.report, self.entry, self.settings, self._late) if self.device == "cuda" else None
+        built = build_program(program, kernels.result, options=options)
         self.entry.program, self.entry.source, self.entry.timings = program, built.source, built.timings
         self.entry.behind_products = built.behind_products
         if built.note:
@@ -147,6 +148,7 @@ class CompiledGraph:
             self.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
             return outputs
         run = self._program.result()
+        settle(run, [*inputs, *self.constants], self.report)
         self._compare_whole(run, inputs, outputs)
         self._run = run  # only now: a caller that catches `WrongResult` and calls again must meet it again
         self.entry.state = "ready"
@@ -183,14 +185,16 @@ class CompiledGraph:
         """Raises `WrongResult` when the finished program does not give eager's outputs."""
         if not self.settings.check:
             return
-        late = self.deadline is not None and time.monotonic() > self.deadline
-        reason = "time limit reached" if late else why_not_compared(self.gm, eager)
+        reason = "time limit reached" if self._late() else why_not_compared(self.gm, eager)
         if reason:
             self.report.note(f"{self.entry.name} was compared with eager region by region, not as a whole: {reason}")
             return
         with self.report.phase("check"), torch.no_grad():
             ours = run([*inputs, *self.constants])
             compare_whole(ours, eager, lambda moved: list(self.gm.forward(*moved)), inputs)
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     # -- report -------------------------------------------------------------------------------
     def _record(self, verdicts: Mapping[str, Verdict], kept: Sequence[Group], symbols: Mapping[str, int]) -> None:

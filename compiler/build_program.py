@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ..codegen.ir import Kernel
 from ..codegen.schema import Unsupported
 from ..runtime.program import Program
-from .report import KernelReport
+from .report import CandidateRow, GraphReport, KernelReport, Report
+from .settings import CompileSettings
 
 if TYPE_CHECKING:
     from ..codegen.cpp import CompiledCppKernel
+    from ..codegen.program_choices import Options
     from ..codegen.program_cpp_packing import BehindProduct
 
 Runner = Callable[[Sequence[Any]], list[Any]]
@@ -63,10 +65,12 @@ def build_kernels(device: str, kernels: Sequence[Kernel]) -> Kernels:
 
 
 def build_program(program: Program, kernels: Callable[[], Kernels],
-                  timings: Mapping[str, Mapping[str, float]] | None = None, *, own_unit: bool = False) -> Built:
+                  timings: Mapping[str, Mapping[str, float]] | None = None, *, own_unit: bool = False,
+                  options: Options | None = None) -> Built:
     """`kernels` gives the program's kernels, which may still be compiling: it is asked last. `own_unit`: a CPU program
     has its kernels in its own translation unit, and asks only where it can't be printed. `timings`: what decided
-    between methods where the program was saved."""
+    between methods where the program was saved. `options`: how a CUDA program chooses between its rewrites (see
+    `codegen.program_choices`), which bring their own timings; None where it should not."""
     from ..codegen.program_python import load_program_python, print_program_python
 
     note = ""
@@ -83,8 +87,38 @@ def build_program(program: Program, kernels: Callable[[], Kernels],
     if program.device == "cuda":
         from ..codegen.program_graphs import load_program_cuda
 
-        return Built(load_program_cuda(program, kernels()), source)
+        run = load_program_cuda(program, kernels(), options=options)
+        return Built(run, source, options.timings.used if options is not None else {})
     return Built(load_program_python(program, kernels()), source, note=note)
+
+
+def choice_options(report: Report, entry: GraphReport, settings: CompileSettings,
+                   late: Callable[[], bool] = lambda: False) -> Options | None:
+    """How a graph's CUDA program chooses between its rewrites, told to `report` and `entry`; None without `fuse`. Once
+    it is `late`, nothing is measured any more."""
+    from ..codegen.program_choices import Decision, Options
+    from ..codegen.program_rewrites import Refusal
+
+    def settled(decisions: Sequence[Decision], refused: Sequence[Refusal], source: str) -> None:
+        entry.source = source
+        for d in decisions:
+            report.candidate("fuse", CandidateRow(
+                f"{d.what} ({d.method})", "dropped" if d.reason else "kept", d.reason, count=d.count,
+                measured_before_s=d.library_s, measured_after_s=d.best_s))
+        for r in refused:
+            report.refused("fuse", r.reason, r.what)
+
+    if not settings.wants("fuse"):
+        return None
+    return Options(wanted=lambda: settings.measure and not late(), settled=settled)
+
+
+def settle(run: Runner, inputs: Sequence[Any], report: Report) -> None:
+    """Let a CUDA program choose now, so that the time counts as measuring."""
+    choose = getattr(run, "settle", None)
+    if choose is not None:
+        with report.phase("measure", of="fuse"):
+            choose(inputs)
 
 
 def kernel_report(kernel: Kernel, device: str) -> KernelReport:

@@ -33,7 +33,7 @@ from ..runtime.program import Json, Program
 from ..runtime.program_json import program_from_json, program_to_json
 from ..runtime.settings import settings as environment_settings
 from .artifact_verify import verify_program
-from .build_program import Built, Runner, build_kernels, build_program, kernel_report, submit
+from .build_program import Built, Runner, build_kernels, build_program, choice_options, kernel_report, settle, submit
 from .graph_key import Unkept, graph_key, symbols_of
 from .guard import GuardedGraph
 from .program_builder import is_effect
@@ -184,7 +184,8 @@ class StartedGraph:
     def _build(self, program: Program, kernels: Sequence[Kernel]) -> Built:
         report = self.keeper.report
         with report.phase("compiler"):
-            built = build_program(program, lambda: build_kernels(program.device, kernels))
+            options = choice_options(report, self.entry, self.keeper.settings) if program.device == "cuda" else None
+            built = build_program(program, lambda: build_kernels(program.device, kernels), options=options)
         for kernel in kernels:
             if kernel.name in program.kernels:
                 report.add_kernel(kernel_report(kernel, program.device))
@@ -211,6 +212,7 @@ class StartedGraph:
         self.entry.source, self.entry.timings = built.source, built.timings
         self.entry.behind_products = built.behind_products
         eager = list(keeper.gm.forward(*args))
+        settle(built.run, [*args, *self.constants], keeper.report)
         reason = why_not_compared(keeper.gm, eager) if keeper.settings.check else "the check is off"
         if reason:
             keeper.report.note(f"{self.entry.name} was not compared with eager in this process: {reason}")

@@ -246,6 +246,13 @@ def tree_leaves(tree: Any) -> list[Any]:
     return list(_pytree.tree_leaves(tree))
 
 
+def tf32_allowed() -> bool:
+    """Whether fp32 products on CUDA may be computed in tf32. The older getters raise once the newer were used."""
+    import torch
+
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
 def static_inputs(gm: Any) -> set[str]:
     """Placeholders of an ATen graph that are Parameters or buffers of the model (their address is stable).
 

@@ -1,8 +1,8 @@
 """Running a printed Triton module in Triton's interpreter, on CPU tensors.
 
-The interpreter has no `libdevice`, folds a custom reduction element by element in Python, and truncates where bf16
-should round, so in an interpreted copy of a module those names stand for NumPy versions. The kernels themselves are
-interpreted exactly as printed.
+The interpreter has no `libdevice`, folds a custom reduction element by element in Python, truncates where bf16 should
+round and multiplies its raw bits, so in an interpreted copy of a module those names stand for NumPy versions. The
+kernels themselves are interpreted exactly as printed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def make_interpreted(module: ModuleType) -> None:
             setattr(module, name, _lift(_PAIR_FUNCTIONS[name]))
         elif name in _BF16_FUNCTIONS:
             setattr(module, name, _BF16_FUNCTIONS[name])
+        elif name in _DOT_FUNCTIONS:
+            setattr(module, name, _dot)
         elif hasattr(value, "fn") and getattr(value.fn, "__module__", None) == module.__name__:
             setattr(module, name, InterpretedFunction(value.fn))
     module.libdevice = SimpleNamespace(**{n: _lift(f) for n, f in _LIBDEVICE.items()})  # type: ignore[attr-defined]
@@ -99,6 +101,18 @@ def _from_bf16(value: Any) -> Any:
     return _tensor(data, value, _block_shape(value), tl.float32)
 
 
+def _dot(a: Any, b: Any, acc: Any) -> Any:
+    """`acc + a @ b` in f32: bf16 is widened exactly, and tf32 is not rounded to."""
+    left, right = (_widened(v) for v in (a, b))
+    return _tensor(acc.handle.data + left @ right, acc, _block_shape(acc))
+
+
+def _widened(value: Any) -> Array:
+    tensor = _from_bf16(value) if value.dtype.scalar.name == "bf16" else value
+    found: Array = tensor.handle.data.astype(np.float32)
+    return found
+
+
 def _tree_product(data: Array, axis: int, keepdims: bool) -> Array:
     """Product along axis 1 in a tree, as accurate as a GPU's (np.prod multiplies in sequence)."""
     while data.shape[axis] > 1:
@@ -127,6 +141,7 @@ _ROW_FUNCTIONS: dict[str, Callable[..., Array]] = {
 }
 _PAIR_FUNCTIONS: dict[str, Callable[..., Array]] = {"max_of": np.maximum, "min_of": np.minimum}
 _BF16_FUNCTIONS: dict[str, Callable[..., Any]] = {"to_bf16": _to_bf16, "from_bf16": _from_bf16}
+_DOT_FUNCTIONS = ("tile_dot", "tile_dot_exact", "tile_dot_tf32")
 _LIBDEVICE: dict[str, Callable[..., Array]] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
     "log1p": np.log1p, "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "tan": np.tan,

@@ -252,7 +252,7 @@ def test_what_triton_rejects_is_named() -> None:
     job["source"] = job["source"].replace("tl.load", "tl.no_such_function")
     (result,) = aot.run_jobs([job])
     with pytest.raises(CompileFailure, match="broken"):
-        aot._report(kernel, result, job)
+        aot._report(kernel.name, result, job)
 
 
 def test_numpy_is_quiet_about_padding_lanes() -> None:

@@ -60,8 +60,8 @@ def wrong_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every region is right, and the program swaps rows."""
     true_build = aten.build_program
 
-    def swapped(*args: Any) -> Any:
-        built = true_build(*args)
+    def swapped(*args: Any, **more: Any) -> Any:
+        built = true_build(*args, **more)
         return replace(built, run=lambda inputs: [o.flip(0) if isinstance(o, torch.Tensor) else o
                                                   for o in built.run(inputs)])
 
