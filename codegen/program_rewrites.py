@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..runtime.program import TORCH_DTYPES, Call, Launch, Program, Step, TensorSpec, View
-from .epilogue import Bias, CannotFuse, as_epilogue
+from .triton_epilogue import Bias, CannotFuse, as_epilogue
 from .expr import Expr, const, var
 from .ir import Kernel
 from .ir_text import parse_kernel

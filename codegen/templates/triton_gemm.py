@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...runtime.triton_launch import Configure, Launch, TritonKernel
-from ..epilogue import ACC
+from ..triton_epilogue import ACC
 from ..expr import Expr
 from ..ir import Buffer, Const, Index, Kernel, Load, Op, Store
 from ..triton import KernelPrinter, check_names, index_bound, module_of
@@ -54,7 +54,7 @@ FLOAT_TILES = (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 3), Tile(32, 64, 16,
 @dataclass(frozen=True)
 class GemmKernel:
     """`epilogue(a @ b)`, a [M, K], b [K, N], both of `dtype`; `a` and `b` are their strides (elements) along rows and
-    columns. `epilogue` (see `codegen.epilogue`) reads the product as `acc`; its sizes are those of the whole.
+    columns. `epilogue` (see `codegen.triton_epilogue`) reads the product as `acc`; its sizes are those of the whole.
     Buffers, in order: a, b, the epilogue's other inputs, its outputs. `precision` is of fp32 products."""
 
     name: str

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshwright.codegen.aot import TARGETS, AotReport, compile_gemms_ahead
-from meshwright.codegen.epilogue import Bias, CannotFuse, as_epilogue
+from meshwright.codegen.triton_epilogue import Bias, CannotFuse, as_epilogue
 from meshwright.codegen.expr import const, parse_expr, var
 from meshwright.codegen.ir_text import parse_kernel, print_kernel
 from meshwright.codegen.templates.triton_gemm import (

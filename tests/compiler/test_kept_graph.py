@@ -273,7 +273,7 @@ def test_the_time_limit_bounds_the_wait_for_a_started_program(monkeypatch: pytes
     model, x = Block(), torch.randn(4, 7, 32)
     run(model, x)
     may_compile, compile_now = threading.Event(), kept_graph.build_program
-    monkeypatch.setattr(kept_graph, "build_program", lambda *args: may_compile.wait(60) and compile_now(*args))
+    monkeypatch.setattr(kept_graph, "build_program", lambda *a, **k: may_compile.wait(60) and compile_now(*a, **k))
     torch.compiler.reset()
     with torch.no_grad():
         compiled = torch.compile(model, backend="meshwright", options={"time_limit_s": 0.5})

@@ -1,4 +1,5 @@
-"""A pointwise kernel as the end of a matrix product: its index maps in terms of the product's rows and columns.
+"""A pointwise kernel as the end of a Triton product: its index maps in terms of the product's rows and columns.
+(`program_epilogue` does the same for the CPU, whose template hands over finished blocks in memory.)
 
     kernel gelu(in0: bf16 -> out0: bf16)            kernel gelu(acc: f32, bias: bf16 -> out0: bf16)
       axes p0: 3145728                                axes m: 1024, n: 3072 reduce
