@@ -3,8 +3,9 @@
 python -m benchmarks.sweep                     all tests at full scale (`make sweep`)
 python -m benchmarks.sweep tests/opinfo -n 2   the arguments are pytest's
 
-A suite is a folder of tests. A run of some suites replaces their counts and keeps those of the others, each with the
-date and the commit it was run at; a run of part of a suite is printed and not written.
+A suite is a folder of tests, or a file of them where one was asked for. A run of some suites replaces their counts and
+keeps those of the others, each with the date and the commit it was run at. A run of part of a suite is printed and not
+counted; but tests that failed in the suite's run and pass now are noted in its `passed_later`.
 """
 
 from __future__ import annotations
@@ -37,20 +38,26 @@ class Collector:
         self.numbers: dict[str, Counter[str]] = defaultdict(Counter)
         self.sets: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self.failed: dict[str, list[str]] = defaultdict(list)
+        self.passed: set[str] = set()
         self.whole_suites = True
+        self.files: list[str] = []
 
     def pytest_configure(self, config: pytest.Config) -> None:
         chosen = any(config.getoption(name) for name in ("keyword", "markexpr", "deselect", "lf", "maxfail"))
         self.whole_suites = not chosen and all(map(_is_suite, config.args))
+        self.files = [argument for argument in config.args if argument.endswith(".py")]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        suite = "/".join(report.nodeid.split("::")[0].split("/")[:2])
+        file = report.nodeid.split("::")[0]
+        suite = file if file in self.files else "/".join(file.split("/")[:2])
         self.seconds[suite] += report.duration
         if report.when != "call" and not report.failed:
             return
         self.outcomes[suite][report.outcome] += 1
         if report.failed:
             self.failed[suite].append(report.nodeid)
+        elif report.passed:
+            self.passed.add(report.nodeid)
         for name, value in report.user_properties:
             self._add(suite, name, value)
 
@@ -76,16 +83,25 @@ class Collector:
 
 
 def _is_suite(argument: str) -> bool:
-    """True for `tests`, `tests/opinfo` and `tests/test_layout.py`: what the counts are kept by."""
-    path = Path(argument).resolve()
-    return path.exists() and path.is_relative_to(ROOT) and len(path.relative_to(ROOT).parts) <= 2
+    """True for `tests`, `tests/opinfo` and `tests/fuzz/test_planted.py`, false for a test in a file."""
+    return Path(argument).exists()
 
 
-def _with_other_suites(suites: dict[str, Any]) -> dict[str, Any]:
-    """`suites` beside those that an earlier run on this hardware counted and this one left out."""
+def _earlier_suites() -> dict[str, Any]:
+    """What runs on this hardware counted so far, of suites that still exist."""
     path = RESULTS / f"sweep-{hardware_slug()}.json"
     before = json.loads(path.read_text())["suites"] if path.exists() else {}
-    return dict(sorted({**{s: c for s, c in before.items() if (ROOT / s).exists()}, **suites}.items()))
+    return {s: counts for s, counts in before.items() if (ROOT / s).exists()}
+
+
+def _with_passed_later(suites: dict[str, Any], passed: set[str], measured: dict[str, str]) -> dict[str, Any]:
+    """`suites` with a note at those whose failures are among `passed`."""
+    out = {}
+    for suite, counts in suites.items():
+        now = {test: measured for test in counts["failed"] if test in passed}
+        later = {**counts.get("passed_later", {}), **now}
+        out[suite] = {**counts, "passed_later": later} if later else counts
+    return out
 
 
 def _commit() -> str:
@@ -106,11 +122,15 @@ def main() -> int:
     arguments = sys.argv[1:] or ["-n", "auto", "--maxprocesses=8"]
     status = int(pytest.main(["-q", "--timeout=3600", *arguments], plugins=[collector]))
     print(f"{time.perf_counter() - started:.0f} s")
-    suites = collector.suites(measured)
+    suites, before = collector.suites(measured), _earlier_suites()
     if collector.whole_suites and status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        print("written to", write_result("sweep", {"suites": _with_other_suites(suites)}))
+        kept = {s: counts for s, counts in before.items() if not any(s.startswith(f"{new}/") for new in suites)}
+        after = dict(sorted({**kept, **suites}.items()))
     else:
         print(json.dumps(suites, indent=1))
+        after = _with_passed_later(before, collector.passed, measured)
+    if after != before:
+        print("written to", write_result("sweep", {"suites": after}))
     return status
 
 

@@ -11,18 +11,19 @@ import pytest
 from benchmarks import sweep
 
 
-def _result(monkeypatch: pytest.MonkeyPatch, folder: Path, suites: dict) -> None:
-    monkeypatch.setattr(sweep, "RESULTS", folder)
+def test_suites_that_still_exist_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path)
     monkeypatch.setattr(sweep, "hardware_slug", lambda: "here")
-    (folder / "sweep-here.json").write_text(json.dumps({"suites": suites}))
+    assert sweep._earlier_suites() == {}
+    suites = {"tests/fuzz": {"seconds": 1}, "tests/gone": {}}
+    (tmp_path / "sweep-here.json").write_text(json.dumps({"suites": suites}))
+    assert sweep._earlier_suites() == {"tests/fuzz": {"seconds": 1}}
 
 
-def test_other_suites_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _result(monkeypatch, tmp_path, {"tests/fuzz": {"seconds": 1}, "tests/opinfo": {"seconds": 2}, "tests/gone": {}})
-    assert sweep._with_other_suites({"tests/opinfo": {"seconds": 3}}) == {
-        "tests/fuzz": {"seconds": 1},
-        "tests/opinfo": {"seconds": 3},
-    }
+def test_failures_that_pass_later_are_noted() -> None:
+    before = {"tests/fuzz": {"failed": ["a", "b"]}, "tests/opinfo": {"failed": []}}
+    noted = sweep._with_passed_later(before, {"b", "c"}, {"commit": "1"})
+    assert noted == {**before, "tests/fuzz": {"failed": ["a", "b"], "passed_later": {"b": {"commit": "1"}}}}
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,8 @@ def test_other_suites_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     [
         (["tests"], {}, True),
         (["tests/fuzz", "tests/test_sweep.py"], {}, True),
-        (["tests/fuzz/test_fuzz.py"], {}, False),
-        (["tests/test_sweep.py::test_other_suites_are_kept"], {}, False),
+        (["tests/fuzz/test_fuzz.py"], {}, True),
+        (["tests/test_sweep.py::test_suites_that_still_exist_are_kept"], {}, False),
         (["tests/fuzz"], {"keyword": "cpp"}, False),
         (["tests"], {"maxfail": 1}, False),
     ],
