@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Union
 
-from .expr import Expr, const, var
+from .expr import Expr, const, parse_expr, product, var
 from .ir import Const, Kernel, Load, Op, Store
 
 Tree = tuple[Any, ...]
 ZERO: Tree = ("const", 0.0)
 ONE: Tree = ("const", 1.0)
+_AT_LEAST_1 = "max(1, "
 _CHANNEL_OPS = ("add", "sub", "mul", "div", "sqrt", "rsqrt", "reciprocal")
 
 
@@ -28,19 +29,24 @@ class Affine:
     shift: Tree = ZERO
     relu: bool = False
 
+    @property
+    def per_channel(self) -> bool:
+        """Whether it reads per-channel tensors, so that it matters which axis the channel is."""
+        return any(tensors_of(tree) for tree in (*self.terms.values(), self.shift))
+
 
 _Known = Union[Affine, Tree]
 
 
 def match_affine(kernel: Kernel) -> Affine | None:
-    """The form of a kernel over axes [batch,] channel, position with one float32 output, or None. Extents may be
-    symbolic; the caller compares them with the tensors (`channel_extents`)."""
-    if kernel.reduce or len(kernel.outputs) != 1 or len(kernel.parallel) not in (2, 3):
+    """The form of a kernel with one float32 output, or None: over axes [batch,] channel, position, or over any axes
+    where nothing is per channel (a ReLU alone). Extents may be symbolic; the caller compares them with the tensors."""
+    if kernel.reduce or len(kernel.outputs) != 1:
         return None
     stores = [s for s in kernel.body if isinstance(s, Store)]
     if len(stores) != 1 or not _is_dense(kernel, stores[0].index):
         return None
-    channel = var(kernel.parallel[-2].name)
+    channel = var(kernel.parallel[-2].name) if len(kernel.parallel) in (2, 3) else None
     known: dict[str, _Known] = {}
     for stmt in kernel.body:
         match stmt:
@@ -61,8 +67,17 @@ def match_affine(kernel: Kernel) -> Affine | None:
 
 
 def channel_extents(kernel: Kernel) -> tuple[Expr, Expr]:
-    """Extents of the channel and the position axis of a kernel that `match_affine` takes, over the kernel's sizes."""
+    """Extents of the channel and the position axis of a kernel with a per-channel form, over the kernel's sizes."""
     return kernel.parallel[-2].size, kernel.parallel[-1].size
+
+
+def nonempty(e: Expr) -> Expr:
+    """`e` for sizes of at least 1: torch's strides step over max(1, n) of a size n."""
+    found = const(0)
+    for names, factor in e.terms:
+        found = found + factor * product([parse_expr(n[len(_AT_LEAST_1):-1]) if n.startswith(_AT_LEAST_1) else var(n)
+                                          for n in names])
+    return found
 
 
 def _is_dense(kernel: Kernel, index: Expr) -> bool:
@@ -71,7 +86,7 @@ def _is_dense(kernel: Kernel, index: Expr) -> bool:
     for axis in reversed(kernel.parallel):
         dense = dense + var(axis.name) * step
         step = step * axis.size
-    return index == dense
+    return nonempty(index) == dense
 
 
 def _combine(op: str, args: list[_Known]) -> _Known | None:

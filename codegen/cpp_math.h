@@ -87,6 +87,7 @@ MW_INLINE mw_f16 mw_f32_to_f16(float x) {
 
 // ---- exact float functions -------------------------------------------------------------------
 #if defined(__FMA__) || defined(__aarch64__) || defined(__ARM_FEATURE_FMA)
+#define MW_HAS_FMA
 MW_INLINE float mw_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 MW_INLINE double mw_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else
@@ -300,7 +301,12 @@ MW_INLINE double mw_quadrant(double x, int64_t* q) {
   const double shifted = mw_fma(x, 0.6366197723675814, 6755399441055744.);
   const double k = shifted - 6755399441055744.;
   *q = int64_t(mw_bits(shifted));
+#if defined(MW_HAS_FMA)
   double r = mw_fma(k, -1.5707963267341256, x);
+#else  // the constant has 33 bits and k up to 30: in two parts, each product and difference is exact
+  const double high = (k + 442721857769029238784.) - 442721857769029238784.;  // a multiple of 65536
+  double r = (x - high * 1.5707963267341256) - (k - high) * 1.5707963267341256;
+#endif
   r = mw_fma(k, -6.077100506303966e-11, r);
   return mw_fma(k, -2.0222662487959506e-21, r);
 }

@@ -1,6 +1,6 @@
 """A rewrite of inference programs: convolutions with packed weights, channels last, batch norm and ReLU folded in.
 
-`convolution → per-channel affine kernel (+ residual) (+ ReLU)` becomes one `Conv` step of oneDNN. Legal because the
+`convolution (→ per-channel affine kernel) (+ residual) (+ ReLU)` becomes one `Conv` step of oneDNN. Legal because the
 folded weights are the same products, rounded once more; weights and statistics must be static, and are looked up at
 call time.
 Between convolutions tensors stay channels last; a kernel or an output gets the layout it was planned with by a copy.
@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..runtime.program import Alloc, Call, Conv, Launch, Program, Release, Step, TensorSpec, reads
-from .affine import ONE, ZERO, Affine, channel_extents, match_affine, renamed, tensors_of
+from ..runtime.program import Alloc, Call, Conv, Launch, Program, Release, Step, TensorSpec, View, reads
+from .affine import ONE, ZERO, Affine, channel_extents, match_affine, nonempty, renamed, tensors_of
 from .expr import Expr, const, product
 from .ir import Kernel
 from .ir_text import parse_kernel
@@ -46,14 +46,33 @@ def _takes(call: Call, program: Program) -> bool:
             and _strides(spec) in (_contiguous(spec), _channels_last(spec)))
 
 
+def _is_pool(call: Call) -> bool:
+    """A pooling whose result alone is used, in a layout that a copy can give back."""
+    spec = call.specs[0] if call.specs else None
+    return (call.op in _POOLS and spec is not None and len(spec.shape) == 4 and not any(call.outs[1:])
+            and _strides(spec) in (_contiguous(spec), _channels_last(spec)))
+
+
 def _all_integers(call: Call) -> bool:
     """False where a stride, padding, dilation or number of groups depends on sizes."""
     values = [v for _, v in bind(call)]
     return all(isinstance(n, int) for v in values[3:6] for n in v) and isinstance(values[8], int)
 
 
+def _specs(program: Program) -> list[TensorSpec]:
+    """What is known of the program's tensors."""
+    found: list[TensorSpec | None] = [i for i in program.inputs if isinstance(i, TensorSpec)]
+    for step in program.steps:
+        match step:
+            case Alloc(spec=spec) | View(spec=spec):
+                found.append(spec)
+            case Call(specs=specs):
+                found += specs
+    return [s for s in found if s is not None]
+
+
 def _strides(spec: TensorSpec) -> tuple[Expr, ...]:
-    return tuple(map(size_expr, spec.strides))
+    return tuple(nonempty(size_expr(s)) for s in spec.strides)
 
 
 def _contiguous(spec: TensorSpec) -> tuple[Expr, ...]:
@@ -102,6 +121,7 @@ class _Rewriter:
         self.program, self.convs = program, convs
         self.kernels = {name: match_affine(parse_kernel(text)) for name, text in program.kernels.items()}
         self.static = {i.name for i in program.inputs if isinstance(i, TensorSpec) and i.static}
+        self.known = {s.name: s for s in _specs(program)}
         self.uses = Counter(n for s in program.steps for n in reads(s)) + Counter(output_names(program))
         self.folds: dict[str, _Fold] = {}
         self.result: dict[str, str] = {}  # convolution -> the kernel output it now computes
@@ -123,7 +143,7 @@ class _Rewriter:
                 case Call(outs=(name, *_)) if name in self.convs:
                     if name not in self.folds:
                         self._emit(str(name), str(name), self.convs[str(name)].specs[0], _Fold())
-                case Call(op=op) if op in _POOLS and step.args[0]["tensor"] in self.last:
+                case Call() if _is_pool(step) and step.args[0]["tensor"] in self.last:
                     self._pool(step)
                 case Release():
                     pass  # convolutions move behind the kernels they absorb: planned anew below
@@ -146,7 +166,7 @@ class _Rewriter:
         needed = {n for f in (*[terms[n] for n in own], shift) for n in tensors_of(f)}
         if not own or len(terms) > 2 or not needed <= self.static or any(terms[n] != ONE for n in rest):
             return False
-        if len(set(names.values())) != len(names) or not self._same_layout(own[0], terms, step, kernel):
+        if len(set(names.values())) != len(names) or not self._same_layout(own[0], terms, step, kernel, form):
             return False
         for name in own[1:]:
             self.folds[name] = _Fold(scale=terms[name])
@@ -155,22 +175,23 @@ class _Rewriter:
         self.result[own[0]] = step.outputs[0]
         return True
 
-    def _same_layout(self, first: str, terms: Mapping[str, object], step: Launch, kernel: Kernel) -> bool:
-        """All summands are contiguous in the planned layout (the kernel walked them as one, channel by channel)."""
+    def _same_layout(self, first: str, terms: Mapping[str, object], step: Launch, kernel: Kernel, form: Affine) -> bool:
+        """All summands have the convolution's shape and are contiguous in the planned layout: the kernel walked them as
+        one, channel by channel where that matters."""
         spec = self.convs[first].specs[0]
         if spec is None or _strides(spec) != _contiguous(spec):
             return False
         sizes = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
         _, channels, *positions = map(size_expr, spec.shape)
-        walked = tuple(e.subs(sizes) for e in channel_extents(kernel))
-        others = [self.convs[n].specs[0] for n in terms if n in self.convs]
-        return walked == (channels, product(positions)) and all(
-            o is not None and _strides(o) == _strides(spec) for o in others)
+        walked = tuple(e.subs(sizes) for e in channel_extents(kernel)) if form.per_channel else None
+        return walked in (None, (channels, product(positions))) and all(
+            (other := self.known.get(n)) is not None and other.shape == spec.shape and _strides(other) == _strides(spec)
+            for n in (*terms, *step.outputs))
 
     def _is_agnostic(self, step: Step) -> bool:
         """Steps that take a tensor in any layout: convolutions, poolings, and kernels folded away."""
         if isinstance(step, Call):
-            return step.op in _POOLS or (bool(step.outs) and step.outs[0] in self.convs)
+            return _is_pool(step) or (bool(step.outs) and step.outs[0] in self.convs)
         return isinstance(step, Launch) and any(step.outputs[0] == out for out in self.result.values())
 
     # -- steps --------------------------------------------------------------------------------------
@@ -197,9 +218,7 @@ class _Rewriter:
     def _pool(self, call: Call) -> None:
         """A pooling of a channels-last tensor gives channels last."""
         spec = call.specs[0]
-        if spec is None or (len(call.outs) > 1 and call.outs[1] is not None):
-            self.steps.append(call)
-            return
+        assert spec is not None
         made = _as_channels_last(spec)
         args = ({"tensor": self.last[call.args[0]["tensor"]]}, *call.args[1:])
         outs = (made.name, *call.outs[1:])

@@ -20,6 +20,7 @@ from ..runtime.program import (
     Attention,
     Call,
     Conv,
+    Epilogue,
     Gemm,
     Gemms,
     Json,
@@ -38,6 +39,7 @@ from .ir_text import parse_kernel
 from .program_cpp_attention import MeasuredAttention, print_attention, print_choices
 from .program_cpp_calls import print_call
 from .program_cpp_conv import PackedConv, print_conv
+from .program_cpp_epilogue import print_blocks, print_epilogue
 from .program_cpp_gemm import Product, print_gemm, print_gemms
 from .program_cpp_tensors import Tensors, c_expr, c_name, ints
 from .program_memory import plan_arena, size_expr
@@ -63,6 +65,7 @@ class Printer:
         self.lines: list[str] = []
         self.tensors = Tensors(program, self.arena, self.lines)
         self.products: list[Product] = []
+        self.blocks: dict[str, Kernel] = {}  # kernels that may work on the blocks of a product
         self.packed_convs: list[PackedConv] = []  # two inputs each, behind the program's own
         self.attentions: list[MeasuredAttention] = []  # in the order of the rows of `attention_choice`
         self.from_python: list[Call] = []  # operators that run in Python, in the order of their numbers
@@ -73,6 +76,7 @@ class Printer:
         printed = [print_kernel_cpp(k) + print_rows(k) for name, k in kernels.items() if name not in self.linked]
         if self.linked:
             printed.append(print_linked([kernels[name] for name in self.linked]))
+        printed.append(print_blocks(self.blocks.values()))
         head = f"// {self.program.name}: printed by Meshwright from its program; steps stand in program order.\n"
         return "\n".join([head, prelude(), DECLARATIONS, print_choices(self.attentions), *printed, body])
 
@@ -133,13 +137,16 @@ class Printer:
             case View(spec=spec, base=base, offset=offset):
                 self.tensors.add_view(spec, base, offset)
             case Launch():
-                self._launch(step)
+                self.lines.append(self._launch(step))
             case Call():
                 print_call(step, self.tensors, self.from_python)
             case Gemm():
                 print_gemm(step, self.tensors, self.program, self.products)
             case Gemms():
                 print_gemms(step, self.tensors, self.program, self.products)
+            case Epilogue(launch=launch):
+                print_epilogue(step, self.tensors, self.program, self.products, self.blocks,
+                               self.kernels[launch.kernel], self._launch(launch))
             case Attention():
                 print_attention(step, self.tensors, self.attentions)
             case Conv():
@@ -150,14 +157,14 @@ class Printer:
             case _:
                 raise Unsupported("a kind of step without a C++ form", step)
 
-    def _launch(self, step: Launch) -> None:
+    def _launch(self, step: Launch) -> str:
         kernel = self.kernels[step.kernel]
         values: dict[str, Expr | int] = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
         rows, work = work_items(kernel).subs(values), (work_items(kernel) * work_per_item(kernel)).subs(values)
         found = [self.tensors.address(n) for n in (*step.inputs, *step.outputs)]
         addresses = ", ".join([*found, "{&bad_index}"] if expects(kernel) else found)
-        self.lines.append(f"launch({rows_name(step.kernel)}, threads, {c_expr(rows)}, {c_expr(work)}, "
-                          f"{{{addresses}}}, {ints(step.sizes)});")
+        return (f"launch({rows_name(step.kernel)}, threads, {c_expr(rows)}, {c_expr(work)}, {{{addresses}}}, "
+                f"{ints(step.sizes)});")
 
 
 def print_linked(kernels: Sequence[Kernel]) -> str:

@@ -7,23 +7,22 @@ results do not depend on when); see `timings`.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Attention, Size, TensorSpec
 from .expr import Expr
 from .program_attention import FLASH, why_not
 from .program_cpp_calls import c_float
-from .program_cpp_packing import HOST_FLOATS
 from .program_cpp_tensors import Tensors, ints
 from .program_memory import size_expr
 from .schema import Unsupported, operator_of
 from .templates.cpu_attention import SOURCE
-from .timings import METHODS, TYPICAL, Timings, fastest
+from .timings import HOST_FLOATS, METHODS, TYPICAL, Timings, fastest
 
 MAX_THREADS = 64  # columns of the table of choices; more threads share the last one
 _SMALL = 1 << 20  # attentions of fewer multiplications are not measured: the template saves the operator's overhead
@@ -127,7 +126,7 @@ class AttentionChoices:
         self._attentions, self._host, self._timings = list(attentions), host, timings
         self._table = ((ctypes.c_uint8 * MAX_THREADS) * len(attentions)).in_dll(program, "attention_choice")
         self._settled: set[int] = set()
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
 
     def settle(self, threads: int) -> None:
         """Decide for `threads` threads, unless that was done."""

@@ -7,20 +7,20 @@ methods of products (program_cpp_packing).
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from ..runtime.locks import ForkSafeLock
 from ..runtime.packing import Found, PackedWeights
 from .program_cpp_conv import PackedConv
 from .program_cpp_conv_sizes import SizeSet
 from .program_cpp_gemm import Weight
-from .program_cpp_packing import HOST_FLOATS, may_split, pack
+from .program_cpp_packing import may_split, pack
 from .templates.cpu_gemm import SOURCE, SPLIT
-from .timings import METHODS, Timings, fastest
+from .timings import HOST_FLOATS, METHODS, Timings, fastest
 
 MIN_CHANNELS = 16  # a tap's channels are padded to 32
 _CHANNELS = 32
@@ -31,7 +31,7 @@ class ConvMethods:
 
     def __init__(self, convs: Sequence[PackedConv], library: ctypes.PyDLL, timings: Timings) -> None:
         self._convs, self._library, self._timings = list(convs), library, timings
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
         self._chosen: WeakKeyDictionary[SizeSet, tuple[list[int], PackedWeights]] = WeakKeyDictionary()
         self._last: tuple[Found, Any] | None = None
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..runtime.locks import ForkSafeLock
 from ..runtime.packing import PackedWeights
 from ..runtime.program import Program, SymbolInput
 from .expr import Expr
@@ -48,7 +48,7 @@ class ConvSizes:
         self._symbols = [(s.name, *_place(program, s.name)) for s in program.symbols if s.name in wanted]
         self._sets: dict[int, OrderedDict[Values, SizeSet]] = {}
         self._seen: OrderedDict[tuple[int, Values], None] = OrderedDict()
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
 
     def settle(self, tensors: Sequence[torch.Tensor], integers: Sequence[int], threads: int) -> SizeSet:
         """The set for these inputs, or the latest one while their sizes may not come again. `threads` is torch's

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ..runtime.program import Gemm, Gemms, Program, Size, TensorSpec
 from .expr import Expr, const
 from .program_cpp_tensors import Tensors, c_expr
+from .program_epilogue import BlockKernel
 from .program_memory import size_expr
 from .schema import Unsupported
 
@@ -38,11 +39,12 @@ class Product:
     b_rows: bool
     weight: Weight | None
     twin: int | None = None  # the slot of the same product with more rows, whose packed copy this one may use
+    behind: BlockKernel | None = None  # what may be done with its finished blocks
 
 
 @dataclass(frozen=True)
-class _Operands:
-    """One product as C++ text."""
+class Operands:
+    """One product as C++ text. `slot`: its place in `frame->products`, None where the library is the only choice."""
 
     batch: str
     M: str
@@ -52,12 +54,21 @@ class _Operands:
     b: tuple[str, str, str, str]
     bias: tuple[str, str, str]  # address, strides of batch and row
     out: tuple[str, str, str]
-    how: str
+    slot: str | None
+
+    @property
+    def how(self) -> str:
+        return "nullptr" if self.slot is None else f"frame->products[{self.slot}].how"
+
+    def side(self) -> str:
+        """A `Product` of the template."""
+        return (f"{{{self.N}, {self.b[0]}, {self.b[2]}, {self.b[3]}, {self.bias[0]}, {self.bias[2]}, {self.out[0]}, "
+                f"{self.out[2]}, {self.how}}}")
 
 
 def print_gemm(step: Gemm, tensors: Tensors, program: Program, products: list[Product]) -> None:
     """`out = a @ b + bias`. Raises `Unsupported` for what the template does not take."""
-    o = _operands(step, tensors, program, products)
+    o = operands(step, tensors, program, products)
     tensors.lines.append(f"mw_gemm(threads, {o.batch}, {o.M}, {o.N}, {o.K}, {', '.join(o.a)}, {', '.join(o.b)}, "
                          f"{', '.join(o.bias)}, {', '.join(o.out)}, {o.how});")
 
@@ -68,17 +79,18 @@ def print_gemms(step: Gemms, tensors: Tensors, program: Program, products: list[
         for p in step.products:
             print_gemm(p, tensors, program, products)
         return
-    found = [_operands(p, tensors, program, products) for p in step.products]
-    sides = [f"{{{o.N}, {o.b[0]}, {o.b[2]}, {o.b[3]}, {o.bias[0]}, {o.bias[2]}, {o.out[0]}, {o.out[2]}, {o.how}}}"
-             for o in found]
+    found = [operands(p, tensors, program, products) for p in step.products]
     first = found[0]
-    tensors.lines += [f"{{  // {len(sides)} products of {step.products[0].a}", "  const Product products[] = {",
-                      *(f"      {side}," for side in sides), "  };",
+    tensors.lines += [f"{{  // {len(found)} products of {step.products[0].a}", "  const Product products[] = {",
+                      *(f"      {o.side()}," for o in found), "  };",
                       f"  mw_gemms(threads, {first.M}, {first.K}, {first.a[0]}, {first.a[2]}, {first.a[3]}, products, "
-                      f"{len(sides)});", "}"]
+                      f"{len(found)});", "}"]
 
 
-def _operands(step: Gemm, tensors: Tensors, program: Program, products: list[Product]) -> _Operands:
+def operands(step: Gemm, tensors: Tensors, program: Program, products: list[Product],
+             behind: BlockKernel | None = None) -> Operands:
+    """A product as text; adds it to `products`. `behind`: what may be done with its finished blocks. Raises
+    `Unsupported` for what the template does not take."""
     a, b, out = (tensors.spec(n) for n in (step.a, step.b, step.out))
     if any(t.dtype != "float32" for t in (a, b, out)):
         raise Unsupported("a product in another type than float32", step)
@@ -88,18 +100,18 @@ def _operands(step: Gemm, tensors: Tensors, program: Program, products: list[Pro
     bias = ("nullptr", "0", "0")
     if step.bias is not None:
         bias = (tensors.address(step.bias), *_bias_strides(tensors.spec(step.bias), len(out.shape)))
-    how = "nullptr"
+    place = None
     if size_expr(batch) == 1:
         product = _product((M, N, K), strides_a[1:], strides_b[1:], find_weight(step.b, tensors, program))
         if product is not None:
-            slot = _slot(product, products)
-            how = f"frame->products[{slot}]"
+            slot = _slot(replace(product, behind=behind), products)
+            place = str(slot)
             if product.rows is None and product.weight is not None:  # the same graph prefills and decodes
-                few = _slot(replace(product, rows=1, twin=slot), products)
-                how = f"frame->products[{c_expr(M)} < {FEW_ROWS} ? {few} : {slot}]"
-    return _Operands(c_expr(batch), c_expr(M), c_expr(N), c_expr(K),
+                few = _slot(replace(product, rows=1, twin=slot, behind=behind), products)
+                place = f"{c_expr(M)} < {FEW_ROWS} ? {few} : {slot}"
+    return Operands(c_expr(batch), c_expr(M), c_expr(N), c_expr(K),
                      (tensors.address(step.a), *_three(strides_a)), (tensors.address(step.b), *_three(strides_b)),
-                     bias, (tensors.address(step.out), c_expr(scb), c_expr(ldc)), how)
+                     bias, (tensors.address(step.out), c_expr(scb), c_expr(ldc)), place)
 
 
 def _slot(product: Product, products: list[Product]) -> int:

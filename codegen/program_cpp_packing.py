@@ -8,40 +8,56 @@ from __future__ import annotations
 
 import ctypes
 import math
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from ..runtime.locks import ForkSafeLock
 from ..runtime.packing import Found, PackedWeights
 from ..runtime.settings import settings
+from .program_cpp_epilogue import ProductStruct, Way, timed_runs
 from .program_cpp_gemm import Product, Weight
 from .templates.cpu_gemm import FP32, LIBRARY, SOURCE, SPLIT, SPLIT_NOW
-from .timings import TYPICAL, Timings, fastest
+from .timings import HOST_FLOATS, TYPICAL, Seconds, Timings, fastest
 
 _ALIGN = 64
 _HUGE = 1 << 21  # bytes of a huge page: a weight is read once per call, and small pages cost a look-up each
 _SMALL = 1 << 20  # products of fewer multiplications are not measured: the packed form saves a call into the library
 _COLD_FLOATS = 4 << 20
 _LONG_S = 0.02  # after two runs this long, two are enough
-HOST_FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # templates get addresses: no default of the user's counts
-_NAMES = {LIBRARY: "library", FP32: "fp32", SPLIT: "split"}
+INSIDE = 4  # added to a method: the kernel behind the product runs on its blocks
+_NAMES = {LIBRARY: "library", FP32: "fp32", SPLIT: "split", FP32 + INSIDE: "fp32, kernel inside",
+          SPLIT + INSIDE: "split, kernel inside"}
+
+
+@dataclass(frozen=True)
+class BehindProduct:
+    """How a product of `sizes` (rows, K, columns) and the element-wise kernel behind it are done, and the seconds of
+    both by each method that was measured (none where there was nothing to choose)."""
+
+    kernel: str
+    sizes: tuple[int, int, int]
+    threads: int
+    method: str
+    seconds: Seconds
 
 
 class ProductMethods:
     """The methods of one program's products, in the order of the program's slots."""
 
-    def __init__(self, products: Sequence[Product], library: ctypes.PyDLL, timings: Timings) -> None:
-        self._products, self._library, self._timings = list(products), library, timings
-        self._guard = threading.Lock()
+    def __init__(self, products: Sequence[Product], library: ctypes.PyDLL, timings: Timings,
+                 program: ctypes.CDLL | None = None) -> None:
+        self._products, self._library, self._timings, self._program = list(products), library, timings, program
+        self.behind: list[BehindProduct] = []  # how products with a kernel behind them are done
+        self._guard = ForkSafeLock()
         self._by_threads: dict[int, tuple[list[int], list[int], PackedWeights]] = {}
         self._last: tuple[Found, Any] | None = None
 
     def addresses(self, inputs: Sequence[torch.Tensor], threads: int) -> Any:
-        """An array of `how` arguments for the program's products, null where the library is the choice."""
+        """An array of the program's products: `how` is null where the library is the choice."""
         chosen = self._by_threads.get(threads)
         if chosen is None:
             with self._guard:  # two at once would spoil each other's timings
@@ -51,12 +67,12 @@ class ProductMethods:
         found, last = packed.lookup(inputs), self._last
         if last is not None and last[0] is found:
             return last[1]
-        array: Any = (ctypes.c_void_p * max(1, len(methods)))()
+        array: Any = (Way * len(methods))()
         for slot, method in enumerate(methods):
-            array[slot] = SPLIT_NOW if method == SPLIT else None
+            array[slot] = Way(SPLIT_NOW if method & ~INSIDE == SPLIT else None, method >= INSIDE)
         for slot, copy in zip(packed_slots, found.copies, strict=True):
             if copy is not None:
-                array[slot] = copy.data_ptr()
+                array[slot].how = copy.data_ptr()
         array.found = found  # a call in another thread, whose weights changed, must not free what this one reads
         self._last = found, array
         return array
@@ -66,14 +82,19 @@ class ProductMethods:
         for product in self._products:
             allowed = self._allowed(product, methods)
             tensor = inputs[product.weight.position] if product.weight else None
-            methods.append(allowed[0] if len(allowed) == 1 else self._fastest(product, tensor, threads, allowed))
+            seconds = self._seconds(product, tensor, threads, allowed) if len(allowed) > 1 else {}
+            methods.append(min(allowed, key=lambda method: seconds.get(_NAMES[method], 0.0)))
+            if product.behind is not None:
+                self.behind.append(
+                    BehindProduct(product.behind.launched, _sizes(product), threads, _NAMES[methods[-1]], seconds))
         slots, wanted = [], []
         for slot, (product, method) in enumerate(zip(self._products, methods, strict=True)):
             if product.weight is not None and method != LIBRARY:
                 slots.append(slot)
+                kind = method & ~INSIDE
                 # graphs of one model find the weight at other positions, and share its copy
-                wanted.append(((product.weight.position,), ("gemm", method, replace(product.weight, position=0)),
-                               self._packer(product.weight, method)))
+                wanted.append(((product.weight.position,), ("gemm", kind, replace(product.weight, position=0)),
+                               self._packer(product.weight, kind)))
         return methods, slots, PackedWeights(wanted)
 
     def _packer(self, weight: Weight, method: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -81,21 +102,27 @@ class ProductMethods:
 
     def _allowed(self, product: Product, methods: Sequence[int]) -> list[int]:
         """`methods`: of the products before this one."""
+        small = math.prod(_sizes(product)) < _SMALL
         if product.twin is not None:
-            return list(dict.fromkeys((LIBRARY, methods[product.twin])))
-        if math.prod(_sizes(product)) < _SMALL:
-            return [FP32 if product.weight is not None else LIBRARY]
-        return [LIBRARY] + [FP32] * (product.weight is not None) + [SPLIT] * may_split(self._library)
+            found = list(dict.fromkeys((LIBRARY, methods[product.twin] & ~INSIDE)))
+        elif small:
+            found = [FP32 if product.weight is not None else LIBRARY]
+        else:
+            found = [LIBRARY] + [FP32] * (product.weight is not None) + [SPLIT] * may_split(self._library)
+        wanted, inside = settings().epilogues, [m + INSIDE for m in found if m != LIBRARY]
+        if product.behind is None or self._program is None or wanted == "never":
+            return found
+        return (inside or found) if wanted == "always" else found if small else found + inside
 
-    def _fastest(self, product: Product, tensor: torch.Tensor | None, threads: int, allowed: Sequence[int]) -> int:
-        rows, K, N = _sizes(product)
-        known = self._timings.seconds(
-            "product", SOURCE,
-            f"{rows} {K} {N} {product.a_rows} {product.b_rows} {product.weight is not None} {threads}",
-            [_NAMES[m] for m in allowed],
-            lambda: {_NAMES[method]: s for method, s in measure(self._library, product, tensor, (rows, K, N), threads,
-                                                                allowed).items()})
-        return min(allowed, key=lambda method: known[_NAMES[method]])
+    def _seconds(self, product: Product, tensor: torch.Tensor | None, threads: int, allowed: Sequence[int]) -> Seconds:
+        """Seconds by name of each method."""
+        sizes, behind = _sizes(product), product.behind
+        what = (f"{' '.join(map(str, sizes))} {product.a_rows} {product.b_rows} {product.weight is not None} {threads}"
+                + (f" {behind.kernel.renamed('block')} {behind.operands}" if behind is not None else ""))
+        return self._timings.seconds(
+            "product", SOURCE, what, [_NAMES[m] for m in allowed],
+            lambda: {_NAMES[method]: s for method, s in measure(self._library, product, tensor, sizes, threads, allowed,
+                                                                self._program).items()})
 
 
 def _sizes(product: Product) -> tuple[int, int, int]:
@@ -122,19 +149,20 @@ def pack(library: ctypes.PyDLL, weight: Weight, tensor: torch.Tensor, method: in
 
 
 def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None, sizes: tuple[int, int, int],
-            threads: int, methods: Sequence[int]) -> dict[int, float]:
-    """Seconds of one product [M, K] @ [K, N] by each method: the fastest of interleaved runs. `sizes`: M, K, N."""
+            threads: int, methods: Sequence[int], program: ctypes.CDLL | None = None) -> dict[int, float]:
+    """Seconds of one product [M, K] @ [K, N] by each method, and of the kernel behind it where `program` holds one: the
+    fastest of interleaved runs. `sizes`: M, K, N."""
     M, K, N = sizes
     weight = product.weight
     a, b, out = (torch.ones(shape, **HOST_FLOATS) for shape in ((M, K), (K, N), (M, N)))
     strides_a = (K, 1) if product.a_rows else (1, M)
     if weight is not None and tensor is not None:
         address, strides_b = tensor.data_ptr() + 4 * weight.offset, (weight.stride_k, weight.stride_n)
-        copies = {m: pack(library, weight, tensor, m) for m in methods if m != LIBRARY}
-        how = {m: copies[m].data_ptr() if m in copies else None for m in methods}
+        copies = {m: pack(library, weight, tensor, m) for m in {m & ~INSIDE for m in methods} - {LIBRARY}}
+        how = {m: copies[m & ~INSIDE].data_ptr() if m != LIBRARY else None for m in methods}
     else:
         address, strides_b = b.data_ptr(), (N, 1) if product.b_rows else (1, K)
-        how = {m: SPLIT_NOW if m == SPLIT else None for m in methods}
+        how = {m: SPLIT_NOW if m & ~INSIDE == SPLIT else None for m in methods}
     # In a model, a weight comes from memory each time; so it must here (where nothing can be evicted, from beyond L2).
     cold = torch.empty(_COLD_FLOATS, **HOST_FLOATS)
     read: list[tuple[int, int]] = []
@@ -147,7 +175,11 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
         for memory in read:
             library.mw_evict(*memory)
 
+    sides = [ProductStruct(N, address, *strides_b, None, 0, out.data_ptr(), N, how[method]) for method in methods]
     runs: list[Callable[[], Any]] = [
-        partial(library.mw_gemm, threads, 1, M, N, K, a.data_ptr(), 0, *strides_a, address, 0, *strides_b, None, 0, 0,
-                out.data_ptr(), 0, N, how[method]) for method in methods]
+        partial(library.mw_gemm_then, threads, M, K, a.data_ptr(), *strides_a, ctypes.byref(side), None)
+        for side in sides]
+    if program is not None and product.behind is not None:
+        runs = timed_runs(library, program, product.behind, threads, M, K, (a.data_ptr(), *strides_a),
+                          [(side, method >= INSIDE) for side, method in zip(sides, methods, strict=True)])
     return dict(zip(methods, fastest(runs, before=make_cold, long_s=_LONG_S), strict=True))

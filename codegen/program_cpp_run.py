@@ -13,8 +13,9 @@ import torch
 
 from ..runtime import torch_compat
 from ..runtime.errors import IndexOutOfRangeError
+from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Call, Program, SymbolInput
-from ..runtime.toolchain import compile_shared
+from ..runtime.toolchain import compile_shared, open_library
 from .cpp import CompiledCppKernel
 from .program_attention import lower_attention
 from .program_conv import fuse_convolutions
@@ -24,8 +25,9 @@ from .program_cpp_conv import PackedConv, can_convolve
 from .program_cpp_conv_methods import ConvMethods
 from .program_cpp_conv_sizes import ConvSizes
 from .program_cpp_gemm import Product
-from .program_cpp_packing import ProductMethods
+from .program_cpp_packing import BehindProduct, ProductMethods
 from .program_cpp_python import PythonOperators
+from .program_epilogue import fuse_epilogues
 from .program_gemm import lower_products, share_inputs
 from .templates import host_runtime
 from .timings import Seconds, Timings
@@ -53,7 +55,7 @@ def _compile_host() -> None:
 def host_library() -> ctypes.PyDLL:
     """The host runtime, compiled on this machine's first use and loaded where programs find its symbols."""
     path = compile_shared(host_runtime.SOURCE, extra_flags=RUNTIME_FLAGS, libtorch=True)
-    library = ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library = open_library(path, ctypes.PyDLL, ctypes.RTLD_GLOBAL)
     library.mw_call.restype = ctypes.py_object
     library.mw_call.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 6, ctypes.c_int, ctypes.c_int]
     address, size, method = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
@@ -65,6 +67,9 @@ def host_library() -> ctypes.PyDLL:
     library.mw_gemm.restype = None
     library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, address, *[size] * 3, address, *[size] * 3, address, size,
                                 size, address, size, size, address]
+    library.mw_gemm_then.argtypes = [ctypes.c_int, size, size, address, size, size, address, address]
+    library.mw_launch.restype = None
+    library.mw_launch.argtypes = [address, ctypes.c_int, size, size, address, address]
     library.mw_attention.restype = None
     library.mw_attention.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 8, ctypes.c_double, ctypes.c_int]
     library.mw_arena_release.restype = ctypes.c_int64
@@ -90,7 +95,7 @@ class CompiledProgram:
         self._integers = [i for i, item in enumerate(program.inputs) if isinstance(item, SymbolInput)]
         self.timings = timings
         host = host_library()
-        self._products = ProductMethods(products, host, timings) if products else None
+        self._products = ProductMethods(products, host, timings, library) if products else None
         self._attentions = AttentionChoices(attentions, library, host, timings) if attentions else None
         self._conv_methods = ConvMethods(convs, host, timings) if convs else None
         self._conv_sizes = ConvSizes(program, convs) if convs else None
@@ -124,6 +129,11 @@ class CompiledProgram:
         results = torch_compat.tensors_of(found)
         return results if self._only_tensors else self._merge(results, numbers)
 
+    @property
+    def behind_products(self) -> list[BehindProduct]:
+        """How products with an element-wise kernel behind them are done, for the numbers of threads met so far."""
+        return self._products.behind if self._products is not None else []
+
     def _split(self, inputs: Sequence[Value]) -> tuple[list[Any], Any]:
         if not self._integers:
             return inputs if isinstance(inputs, list) else list(inputs), None
@@ -148,7 +158,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
     program was saved.
     """
     lowered = lower_products(fuse_convolutions(program) if can_convolve() else program)
-    lowered = lower_attention(share_inputs(lowered))
+    lowered = lower_attention(fuse_epilogues(share_inputs(lowered)))
     linked = [n for n, t in lowered.kernels.items() if t == program.kernels.get(n)] if kernels is not None else []
     printer = Printer(lowered, linked)
     source = printer.text()
@@ -156,7 +166,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
     path = compile_shared(source, extra_flags=PROGRAM_FLAGS, libtorch=True)
     with _compile_guard:
         host_library()  # before the program, which looks for its symbols
-    library = ctypes.CDLL(str(path))
+    library = open_library(path, ctypes.CDLL)
     if kernels is not None and linked:
         compiled = kernels()
         library.mw_bind((ctypes.c_void_p * len(linked))(*[compiled[n].rows for n in linked]))
@@ -164,7 +174,7 @@ def compile_program(program: Program, kernels: Callable[[], Mapping[str, Compile
                            printer.attentions, library, Timings(timings))
 
 
-_compile_guard = threading.Lock()
+_compile_guard = ForkSafeLock()
 
 
 def _kind(output: Any) -> str:

@@ -15,6 +15,7 @@ from ..runtime.program import (
     Alloc,
     Attention,
     Call,
+    Epilogue,
     Gemm,
     Gemms,
     Launch,
@@ -92,6 +93,8 @@ def writes(step: Step) -> tuple[str, ...]:
         return (step.out,) if step.logsumexp is None else (step.out, step.logsumexp)
     if isinstance(step, Gemms):
         return tuple(p.out for p in step.products)
+    if isinstance(step, Epilogue):
+        return (step.product.out, *step.launch.outputs)
     return (step.out,) if isinstance(step, Gemm) else ()
 
 

@@ -28,6 +28,7 @@ from ..runtime.program import (
     Alloc,
     Attention,
     Call,
+    Epilogue,
     Gemm,
     Gemms,
     Json,
@@ -138,6 +139,9 @@ class _ProgramPrinter:
             case Gemms(products=products):
                 for product in products:
                     self._gemm(product)
+            case Epilogue(product=product, launch=launch):
+                self._step(product)
+                self._step(launch)
             case Attention():
                 self._attention(step)
             case Call():

@@ -23,6 +23,7 @@ from ..runtime.toolchain import toolchain
 Seconds = Mapping[str, float]
 METHODS = ("own", "library")  # where there is one template and the library
 TYPICAL = 128  # stands for a symbolic size
+HOST_FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # templates get addresses: no default of the user's counts
 
 
 class Timings:

@@ -64,22 +64,10 @@ def build_runner(program: Program, timings: Mapping[str, Mapping[str, float]] | 
     """Print and compile a program and its kernels; a callable from the list of inputs to the list of outputs.
     `timings`: what decided between methods where it was saved."""
     from ..codegen.ir_text import parse_kernel
-    from ..codegen.program_python import load_program_python
-    from ..codegen.schema import Unsupported
+    from .build_program import build_kernels, build_program
 
     kernels = [parse_kernel(text) for text in program.kernels.values()]
-    if program.device != "cpu":
-        from ..codegen.program_graphs import load_program_cuda
-        from ..codegen.triton_build import triton_kernels
-
-        return load_program_cuda(program, triton_kernels({k.name: k for k in kernels}))
-    from ..codegen.cpp import compile_kernels
-    from ..codegen.program_cpp_run import compile_program
-
-    try:
-        return compile_program(program, timings=timings)
-    except Unsupported:
-        return load_program_python(program, dict(compile_kernels(kernels)))
+    return build_program(program, lambda: build_kernels(program.device, kernels), timings, own_unit=True).run
 
 
 class LoadedModel(nn.Module):

@@ -21,6 +21,7 @@ from ..runtime.program import (
     Attention,
     Call,
     Conv,
+    Epilogue,
     Gemm,
     Gemms,
     Launch,
@@ -124,6 +125,9 @@ def _step(step: Step, known: set[str], kernels: dict[str, Kernel]) -> None:
             _need(products and len({p.a for p in products}) == 1, "products that share no left side")
             for product in products:
                 _step(product, known, kernels)
+        case Epilogue(product=product, launch=launch):
+            _step(product, known, kernels)
+            _step(launch, known, kernels)
         case Conv(spec=spec, weight=weight, bias=bias, sources=sources):
             _spec(spec)
             _need({weight, *([bias] if bias else []), *sources} <= known, "a convolution reads what is not defined")

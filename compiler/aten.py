@@ -10,59 +10,43 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, cast
+from concurrent.futures import Future
+from typing import Any
 
 import torch
 from torch import fx
 
 from ..codegen.group import Group
 from ..codegen.lowering.shapes import shape_of
-from ..codegen.schema import Unsupported
 from ..cost_model.device import Device
 from ..cost_model.op_cost import predict
 from ..cost_model.this_machine import this_machine
 from ..passes.base import Candidate, PassContext, Refused
 from ..passes.fuse import Fuse, FusedRegion
 from ..runtime import cache, torch_compat
-from ..runtime.program import Program
-from .acceptance import Acceptance, KernelFunction, Verdict, kernel_names
+from ..runtime.locks import ForkSafeLock
+from .acceptance import Acceptance, Verdict, kernel_names
+from .build_program import Kernels, Runner, build_kernels, build_program, kernel_report, submit
 from .dump import dump_graph, dump_text
 from .graph_bytes import count_bytes
 from .graph_cleanup import clean_up
 from .program_builder import NotAProgram, ProgramBuilder
 from .records import group_records, kernel_record
 from .regions import module_path
-from .report import CandidateRow, GraphKind, GraphReport, KernelReport, Report
+from .report import CandidateRow, GraphKind, GraphReport, Note, Report
 from .settings import CompileSettings
 from .splice import splice
-from .watch import deadline
+from .watch import deadline, in_time
 from .whole_check import compare_whole, why_not_compared
 
-if TYPE_CHECKING:
-    from ..codegen.cpp import CompiledCppKernel
-
 log = logging.getLogger(__name__)
-_pool: ThreadPoolExecutor
-Runner = Callable[[Sequence[Any]], list[Any]]
-
-
-def _renew_pool() -> None:
-    global _pool
-    _pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="meshwright-compile")
-
-
-_renew_pool()
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork: what a child submits would wait for ever
-    os.register_at_fork(after_in_child=_renew_pool)
 
 
 def compile_aten_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, kind: GraphKind,
-                       settings: CompileSettings, report: Report) -> Callable[[list[Any]], list[Any]]:
+                       settings: CompileSettings, report: Report) -> CompiledGraph:
     """A boxed callable that stands for `gm`. `example_inputs` are the fake inputs AOTAutograd traced with."""
     return CompiledGraph(gm, kind, settings, report)
 
@@ -79,13 +63,19 @@ class CompiledGraph:
         self.static = {name: name for name in torch_compat.static_inputs(gm)}
         self.device = settings.target or graph_device(gm)
         self.deadline = deadline(settings, report)
+        self.rows: list[CandidateRow] = []
+        self.refused: list[Note] = []
+        self.compiled: list[str] = []  # the IR of the kernels that are compiled together
+        self.on_ready: Callable[[CompiledGraph], None] | None = None
         self.groups = self._find()
         self.names = kernel_names(self.groups)
         self.constants = [getattr(gm, str(n.target)) for n in gm.graph.nodes if n.op == "get_attr"]
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._run: Runner | None = None
-        self._kernels: Future[dict[str, KernelFunction]] = _pool.submit(self._compile_kernels, self.groups)
-        self._program: Future[Runner] | None = _pool.submit(self._make_runner, self.groups)
+        self._kernels: Future[Kernels] = submit(self._compile_kernels, self.groups)
+        self._program: Future[Runner] = submit(self._make_runner, self.groups)
+        self._kept: list[Group] | None = None  # the groups of `_program`, once they are accepted
+        self._process = os.getpid()
 
     # -- compile ------------------------------------------------------------------------------
     def _find(self) -> list[Group]:
@@ -98,6 +88,7 @@ class CompiledGraph:
         groups = []
         for finding in Fuse().find(self.gm, context):
             if isinstance(finding, Refused):
+                self.refused.append(Note(finding.reason, str(finding.node or "")))
                 self.report.refused("fuse", finding.reason, finding.node)
             elif isinstance(finding, Candidate) and isinstance(finding.replacement, FusedRegion):
                 groups.append(finding.replacement.group)
@@ -106,17 +97,11 @@ class CompiledGraph:
         dump_text(self.settings, self.report, f"{self.entry.name}-kernels", "\n\n".join(kernels.values()))
         return groups
 
-    def _compile_kernels(self, groups: Sequence[Group]) -> dict[str, KernelFunction]:
+    def _compile_kernels(self, groups: Sequence[Group]) -> Kernels:
         unique = {g.built.key: g.built.kernel.renamed(self.names[g.built.key]) for g in groups}
-        kernels = list(unique.values())
-        if self.device != "cpu":
-            from ..codegen.triton_build import triton_kernels
-
-            return dict(triton_kernels({k.name: k for k in kernels}))
-        from ..codegen.cpp import compile_kernels
-
+        self.compiled = [str(kernel) for kernel in unique.values()]
         with self.report.phase("compiler"):
-            return dict(compile_kernels(kernels))
+            return build_kernels(self.device, list(unique.values()))
 
     def _make_runner(self, groups: Sequence[Group]) -> Runner:
         """The program of the graph with these groups, ready to call."""
@@ -128,29 +113,13 @@ class CompiledGraph:
             log.debug("%s runs as a spliced graph: %s", self.entry.name, why)
             self.report.note(f"{self.entry.name} runs node by node: {why}")
             return splice(self.gm, groups, self.names, kernels.result())
-        self.entry.program = program
-        runner = self._runner_of(program, kernels)
-        dump_text(self.settings, self.report, f"{self.entry.name}-program-of-{len(groups)}-regions", self.entry.source)
-        return runner
-
-    def _runner_of(self, program: Program, kernels: Future[dict[str, KernelFunction]]) -> Runner:
-        from ..codegen.program_python import load_program_python, print_program_python
-
-        if program.device == "cpu":
-            from ..codegen.program_cpp_run import compile_program
-
-            try:
-                compiled = compile_program(program, lambda: cast("dict[str, CompiledCppKernel]", kernels.result()))
-                self.entry.source, self.entry.timings = compiled.source, compiled.timings.used
-                return compiled
-            except Unsupported as why:
-                self.report.note(f"{self.entry.name} is driven from Python: {why}")
-        self.entry.source = print_program_python(program)
-        if program.device == "cuda":
-            from ..codegen.program_graphs import load_program_cuda
-
-            return load_program_cuda(program, kernels.result())
-        return load_program_python(program, kernels.result())
+        built = build_program(program, kernels.result)
+        self.entry.program, self.entry.source, self.entry.timings = program, built.source, built.timings
+        self.entry.behind_products = built.behind_products
+        if built.note:
+            self.report.note(f"{self.entry.name} is driven from Python: {built.note}")
+        dump_text(self.settings, self.report, f"{self.entry.name}-program-of-{len(groups)}-regions", built.source)
+        return built.run
 
     # -- call ---------------------------------------------------------------------------------
     def __call__(self, args: list[Any]) -> list[Any]:
@@ -166,29 +135,49 @@ class CompiledGraph:
         return run(inputs)
 
     def _first_call(self, args: list[Any]) -> list[Any]:
+        """The first call, and those after it until the kernels and the program are compiled."""
         inputs = list(args)
-        if not self._in_time(self._kernels):
+        args.clear()
+        self._take_over()
+        if not in_time(self._kernels, self.deadline):
             self.report.note(f"{self.entry.name} runs eagerly until its kernels are compiled: time limit reached")
-            args.clear()
             return list(self.gm.forward(*inputs))
-        kernels = self._kernels.result()
+        outputs = list(self.gm.forward(*inputs)) if self._kept is not None else self._accept(inputs)
+        if not in_time(self._program, self.deadline):
+            self.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
+            return outputs
+        run = self._program.result()
+        self._compare_whole(run, inputs, outputs)
+        self._run = run  # only now: a caller that catches `WrongResult` and calls again must meet it again
+        self.entry.state = "ready"
+        if self.on_ready is not None:
+            self.on_ready(self)
+        return outputs
+
+    def _accept(self, inputs: list[Any]) -> list[Any]:
+        """Run in eager, settle which regions stay, and give eager's outputs."""
         symbols = symbol_values(self.gm, inputs)
-        judge = Acceptance(kernels, self.names, symbols, check=self.settings.check, measure=self.settings.measure,
-                           deadline=self.deadline)
+        judge = Acceptance(self._kernels.result(), self.names, symbols, check=self.settings.check,
+                           measure=self.settings.measure, deadline=self.deadline)
         outputs = RecordedRun(self.gm, self.groups, judge, symbols).run(*inputs)
         self.report.add_seconds("check", judge.check_s, of="fuse")
         self.report.add_seconds("measure", judge.measure_s, of="fuse")
         kept = [g for g in self.groups if judge.verdicts[g.built.key].ok]
         self._record(judge.verdicts, kept, symbols)
-        program = self._program
-        all_kept = program is not None and len(kept) == len(self.groups)
-        run = program.result() if program is not None and all_kept else self._make_runner(kept)
-        self._program = None
-        self._compare_whole(run, inputs, outputs)
-        self._run = run  # only now: a caller that catches `WrongResult` and calls again must meet it again
-        self.entry.state = "ready"
-        args.clear()
+        if len(kept) < len(self.groups):
+            self._program = submit(self._make_runner, kept)
+        self._kept = kept
         return outputs
+
+    def _take_over(self) -> None:
+        """Start again, in a forked child, what the parent's threads had not finished: they did not come along."""
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        if not self._kernels.done():
+            self._kernels = submit(self._compile_kernels, self.groups)
+        if not self._program.done():
+            self._program = submit(self._make_runner, self.groups if self._kept is None else self._kept)
 
     def _compare_whole(self, run: Runner, inputs: list[Any], eager: list[Any]) -> None:
         """Raises `WrongResult` when the finished program does not give eager's outputs."""
@@ -203,11 +192,6 @@ class CompiledGraph:
             ours = run([*inputs, *self.constants])
             compare_whole(ours, eager, lambda moved: list(self.gm.forward(*moved)), inputs)
 
-    def _in_time(self, future: Future[Any]) -> bool:
-        """Wait for `future`, at most until the time limit ends; True when it is done."""
-        timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-        return bool(wait([future], timeout).done)
-
     # -- report -------------------------------------------------------------------------------
     def _record(self, verdicts: Mapping[str, Verdict], kept: Sequence[Group], symbols: Mapping[str, int]) -> None:
         counts = Counter(g.built.key for g in self.groups)
@@ -216,27 +200,18 @@ class CompiledGraph:
         for key, verdict in verdicts.items():
             group = first[key]
             before, after = predict_group(group, symbols, machine) if machine is not None else (None, None)
-            self.report.candidate("fuse", CandidateRow(
+            self.rows.append(CandidateRow(
                 _place(group, self.names[key]),
                 "kept" if verdict.ok else "dropped", verdict.reason, self.names[key], counts[key],
                 predicted_before_s=before, predicted_after_s=after,
                 measured_before_s=verdict.eager_s, measured_after_s=verdict.kernel_s))
+            self.report.candidate("fuse", self.rows[-1])
             if verdict.ok:
-                self.report.add_kernel(self._kernel_report(group))
+                self.report.add_kernel(kernel_report(group.built.kernel.renamed(self.names[key]), self.device))
         self.entry.kernels = len(kept)
         found = count_bytes(self.gm, kept, symbols)
         self.entry.kernel_bytes, self.entry.aten_bytes = found.kernels, found.aten
         self.entry.library_bytes, self.entry.uncovered = found.library, found.uncovered
-
-    def _kernel_report(self, group: Group) -> KernelReport:
-        kernel = group.built.kernel.renamed(self.names[group.built.key])
-        if self.device == "cpu":
-            from ..codegen.cpp import print_kernel_cpp
-
-            return KernelReport(kernel.name, "c++", print_kernel_cpp(kernel), str(kernel))
-        from ..codegen.triton import print_kernel_triton
-
-        return KernelReport(kernel.name, "triton", print_kernel_triton(kernel), str(kernel))
 
 
 class RecordedRun(fx.Interpreter):

@@ -11,26 +11,30 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from ..runtime import torch_compat
+from ..runtime.locks import ForkSafeLock
 from .guard import Boxed, GuardedGraph, eager_boxed, fall_back
 from .report import GraphKind, Report
 from .settings import CompileSettings, resolve
+
+if TYPE_CHECKING:
+    from .aten import CompiledGraph
+    from .kept_graph import Keeper
 
 log = logging.getLogger(__name__)
 
 _graph_numbers = itertools.count()
 _recent: deque[Report] = deque(maxlen=64)
-_recent_guard = threading.Lock()
+_recent_guard = ForkSafeLock()
 
 
 def meshwright(gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None,
@@ -89,23 +93,31 @@ def compile_with_aot(gm: fx.GraphModule, example_inputs: Sequence[Any], settings
                      report: Report) -> Callable[..., Any]:
     """Our own leg: passes, AOTAutograd, the ATen engine."""
     from ..codegen.lowering import decompositions
+    from .kept_graph import keeper_of
     from .pipeline import run_graph_passes
 
+    keeper = keeper_of(gm, example_inputs, settings, report)
+    known = keeper.start() if keeper is not None else None
+    if known is not None:
+        return known
     gm = run_graph_passes(gm, example_inputs, settings, report)
     started, others = time.perf_counter(), sum(report.phases.values())
     try:
         compiled = torch_compat.aot_autograd(
             gm, example_inputs, forward=_compiler("forward", settings, report),
-            backward=_compiler("backward", settings, report), inference=_compiler("inference", settings, report),
-            decompositions=decompositions())
+            backward=_compiler("backward", settings, report),
+            inference=_compiler("inference", settings, report, keeper), decompositions=decompositions())
     finally:
         inner = sum(report.phases.values()) - others
         report.add_seconds("aot", max(0.0, time.perf_counter() - started - inner))
+    if keeper is not None:
+        keeper.traced()
     return compiled
 
 
-def _compiler(kind: GraphKind, settings: CompileSettings, report: Report) -> Callable[..., Boxed]:
-    """The compiler AOTAutograd calls for one kind of graph."""
+def _compiler(kind: GraphKind, settings: CompileSettings, report: Report,
+              keeper: Keeper | None = None) -> Callable[..., Boxed]:
+    """The compiler AOTAutograd calls for one kind of graph. `keeper` writes down what it compiled."""
 
     def compile_one(aten: fx.GraphModule, fake_inputs: Sequence[Any]) -> Boxed:
         where = f"{kind} graph of {describe(aten)}"
@@ -119,6 +131,8 @@ def _compiler(kind: GraphKind, settings: CompileSettings, report: Report) -> Cal
                 raise
             fall_back(report, where, error)
             return torch_compat.mark_boxed(eager_boxed(aten))
+        if keeper is not None and torch_compat.is_plain_inference(aten):
+            call.on_ready = keeper.keep
         entry = report.graphs[known] if len(report.graphs) > known else None
         guarded = GuardedGraph(call, aten, where=where, settings=settings, report=report, entry=entry,
                                keeps_arguments=kind != "backward")
@@ -127,7 +141,7 @@ def _compiler(kind: GraphKind, settings: CompileSettings, report: Report) -> Cal
     return compile_one
 
 
-def _engine() -> Callable[..., Boxed]:
+def _engine() -> Callable[..., CompiledGraph]:
     """The ATen engine, imported at the first compilation."""
     from .aten import compile_aten_graph
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import threading
 from typing import Any
 
 from torch import fx
 
+from ..runtime.locks import ForkSafeLock
 from .report import Report
 from .settings import CompileSettings
 
 log = logging.getLogger(__name__)
 _numbers = itertools.count()
-_guard = threading.Lock()
+_guard = ForkSafeLock()
 
 
 def dump_graph(settings: CompileSettings, report: Report, step: str, gm: fx.GraphModule) -> None:

@@ -9,7 +9,6 @@ half written.
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 from torch import fx
 
 from ..runtime.errors import MeshwrightWarning
+from ..runtime.locks import ForkSafeLock
 from .report import GraphReport, Report
 from .settings import CompileSettings
 
@@ -134,7 +134,7 @@ class GuardedGraph:
         self._written = written_inputs(gm)
         self._keeps = keeps_arguments
         self._tried = False
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
 
     def __call__(self, args: list[Any]) -> Any:
         global _runs

@@ -325,7 +325,17 @@ def is_effect(node: fx.Node) -> bool:
     target = node.target
     if not is_operator(target):
         return False
-    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+    return target._schema.is_mutable or (torch.Tag.nondeterministic_seeded in target.tags and not _drops_nothing(node))
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Attention is tagged as random for its dropout: with a probability of 0 it draws nothing."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    place = next((i for i, a in enumerate(arguments) if a.name == "dropout_p"), None)
+    if place is None:
+        return False
+    given = node.args[place] if place < len(node.args) else node.kwargs.get("dropout_p", arguments[place].default_value)
+    return isinstance(given, float) and given == 0.0
 
 
 def _reads(node: fx.Node) -> Sequence[fx.Node]:

@@ -8,14 +8,16 @@ is in `report_render`; use `print(report)`, `report.as_dict()` or `report.to_htm
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..runtime.locks import ForkSafeLock
+
 if TYPE_CHECKING:
+    from ..codegen.program_cpp_packing import BehindProduct
     from ..runtime.program import Program
 
 PHASES = ("dynamo", "aot", "passes", "lowering", "compiler", "check", "measure", "inductor")
@@ -113,6 +115,7 @@ class GraphReport:
     program: Program | None = None
     source: str = ""
     timings: dict[str, dict[str, float]] = field(default_factory=dict)  # what decided between methods (codegen/timings)
+    behind_products: list[BehindProduct] = field(default_factory=list)  # kernels that may run inside of a product
     kernels: int = 0
     kernel_bytes: int = 0
     aten_bytes: int = 0
@@ -135,7 +138,7 @@ class Report:
         self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.notes: list[Note] = []
         self._started: dict[int, float] = {}
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
 
     # -- adding -------------------------------------------------------------------------------
     def pass_report(self, name: str) -> PassReport:
@@ -251,7 +254,8 @@ class Report:
                 "passes": [asdict(p) | {"predicted_s": p.predicted_s, "measured_s": p.measured_s}
                            for p in self.passes.values()],
                 "regions": [asdict(r) for r in self.regions],
-                "graphs": [{k: v for k, v in vars(g).items() if k != "program"} for g in self.graphs],
+                "graphs": [{k: v for k, v in vars(g).items() if k != "program"}
+                           | {"behind_products": [asdict(b) for b in g.behind_products]} for g in self.graphs],
                 "kernels": [asdict(k) for k in self.kernels],
                 "phases": dict(self.phases),
                 "coverage": self.coverage,
@@ -280,7 +284,7 @@ class Report:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
 
 
 def _difference(before: float | None, after: float | None) -> float | None:

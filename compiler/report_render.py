@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..codegen.program_cpp_packing import BehindProduct
     from .report import Note, PassReport, Report
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]  # title, column heads, rows
@@ -75,6 +76,8 @@ def tables(report: Report) -> Iterable[Table]:
         ("Graphs", ("graph", "nodes", "kernels", "bytes in kernels", "state", "runs on"), [
             (g.name, str(g.nodes), str(g.kernels), _share(g.kernel_bytes, g.aten_bytes), g.state, g.chosen)
             for g in report.graphs]),
+        ("Kernels behind products", ("kernel", "rows x K x columns", "threads", "products", "fastest way",
+                                     "fastest behind it"), _behind_rows(report)),
         ("Regions that run eagerly", ("where", "kind", "reason"),
          [(f"{r.file}:{r.line}" if r.line else r.file, r.kind, r.reason) for r in report.regions]),
         ("Compile time", ("phase", "seconds"), [(k, f"{v:.2f}") for k, v in report.phases.items() if v >= 0.005]),
@@ -102,6 +105,21 @@ def _reason_rows(report: Report) -> list[Sequence[str]]:
     for p in report.passes.values():
         for verdict, notes in (("refused", p.refused), ("dropped", p.dropped)):
             rows += [(f"{p.name} {verdict}", str(n), text) for text, n in _grouped(notes)]
+    return rows
+
+
+def _behind_rows(report: Report) -> list[Sequence[str]]:
+    """Equal products in one row, with what product and kernel take together."""
+    found: dict[tuple[object, ...], tuple[int, BehindProduct]] = {}
+    for b in (b for g in report.graphs for b in g.behind_products):
+        key = (b.kernel, b.sizes, b.threads, b.method)
+        found[key] = (found[key][0] + 1 if key in found else 1, b)
+    rows: list[Sequence[str]] = []
+    for count, b in found.values():
+        behind = {m: s for m, s in b.seconds.items() if not m.endswith("inside")}
+        way = f"{b.method}: {_time(b.seconds[b.method])}" if b.seconds else b.method
+        rows.append((b.kernel, " x ".join(map(str, b.sizes)), str(b.threads), str(count), way,
+                     _time(min(behind.values(), default=None))))
     return rows
 
 

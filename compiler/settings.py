@@ -30,9 +30,9 @@ class CompileSettings:
     shell pattern (`"fuse:encoder.*"`).
     mode: "default", or "max" to also time Inductor on every graph. strict: raise on Meshwright's own failures.
     time_limit_s: seconds all passes, kernels, checks and measurements together may take (None: no limit); a graph whose
-    kernels are not ready then runs eagerly until they are. target: the device type code is made for, None for that of
-    the inputs. dump_dir: where every step is written as text. dynamic: trace with symbolic sizes. check and measure:
-    accept replacements only after comparing and timing them.
+    kernels or program are not ready then runs eagerly until they are. target: the device type code is made for, None
+    for that of the inputs. dump_dir: where every step is written as text. dynamic: trace with symbolic sizes. check and
+    measure: accept replacements only after comparing and timing them.
     """
 
     passes: tuple[PassSpec, ...] | None = None

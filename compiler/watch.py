@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,12 @@ def remaining_s(settings: CompileSettings, report: Report) -> float:
 def deadline(settings: CompileSettings, report: Report) -> float | None:
     """The `time.monotonic()` at which the limit ends when everything from now on counts; None without a limit."""
     return None if settings.time_limit_s is None else time.monotonic() + remaining_s(settings, report)
+
+
+def in_time(future: Future[Any], deadline: float | None) -> bool:
+    """Wait for `future`, at most until `deadline`; True when it is done."""
+    timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+    return bool(wait([future], timeout_s).done)
 
 
 def watched(step: Callable[[], T], settings: CompileSettings, report: Report) -> T:

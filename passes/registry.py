@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Callable
 
 from ..runtime.errors import InvalidInputError, UnknownNameError
+from ..runtime.locks import ForkSafeLock
 from .base import Pass
 
 # Built-in names and where each lives; imported when first used. `fuse` is done by the ATen engine itself (the driver
@@ -14,7 +14,7 @@ from .base import Pass
 ENGINE_PASSES = ("fuse",)
 _BUILT_IN: dict[str, tuple[str, str]] = {}
 _registered: dict[str, Callable[[], Pass]] = {}
-_guard = threading.Lock()
+_guard = ForkSafeLock()
 
 
 def register_pass(make: Callable[[], Pass] | Pass, *, name: str | None = None, replace: bool = False) -> None:

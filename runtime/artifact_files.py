@@ -91,29 +91,39 @@ class Manifest(_Strict):
 
 def write_artifact(directory: Path, manifest: Manifest, program: Program, weights: dict[str, torch.Tensor],
                    sources: dict[str, str]) -> None:
-    """Write all files, then move them into place. Raises `ArtifactError` when the target is something else."""
+    """Write all files, then move them into place. Raises `ArtifactError` when the target is something else or can't be
+    written to; what was there before then stays as it was."""
+    from safetensors import SafetensorError
+
+    try:
+        if directory.exists() and not (directory.is_dir() and (not any(directory.iterdir())
+                                                               or (directory / "program.json").exists())):
+            raise ArtifactError(f"{directory} exists and is no artifact", do="Choose a new directory.")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        try:
+            _write_files(work, manifest, program, weights, sources)
+            _swap(work, directory)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"could not write {directory}: {error}",
+                            do="Choose a writable directory on a disk with room for the model's weights.") from error
+
+
+def _write_files(work: Path, manifest: Manifest, program: Program, weights: dict[str, torch.Tensor],
+                 sources: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
-    if directory.exists() and not (directory.is_dir() and (not any(directory.iterdir())
-                                                           or (directory / "program.json").exists())):
-        raise ArtifactError(f"{directory} exists and is no artifact", do="Choose a new directory.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        (work / "graph.json").write_text(program_to_json(replace(program, kernels={})))
-        for name, text in program.kernels.items():
-            _write(work / "kernels" / f"{name}.ir", text)
-        for name, text in sources.items():
-            _write(work / "sources" / name, text)
-        save_file({k: v.contiguous() for k, v in weights.items()}, str(work / "weights.safetensors"))
-        sums = {str(f.relative_to(work)): _digest(f) for f in sorted(work.rglob("*"))
-                if f.is_file() and "sources" not in f.relative_to(work).parts}
-        (work / "program.json").write_text(manifest.model_copy(update={"checksums": sums}).model_dump_json(indent=1))
-        _swap(work, directory)
-    except OSError as error:
-        raise ArtifactError(f"could not write {directory}: {error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    (work / "graph.json").write_text(program_to_json(replace(program, kernels={})))
+    for name, text in program.kernels.items():
+        _write(work / "kernels" / f"{name}.ir", text)
+    for name, text in sources.items():
+        _write(work / "sources" / name, text)
+    save_file({k: v.contiguous() for k, v in weights.items()}, str(work / "weights.safetensors"))
+    sums = {str(f.relative_to(work)): _digest(f) for f in sorted(work.rglob("*"))
+            if f.is_file() and "sources" not in f.relative_to(work).parts}
+    (work / "program.json").write_text(manifest.model_copy(update={"checksums": sums}).model_dump_json(indent=1))
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,7 +19,6 @@ import os
 import shutil
 import stat
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import platformdirs
 
 from .cache_eviction import DIGEST_SUFFIX, LOCK_SUFFIX, Sweeper, mark_used
 from .errors import CacheError, MeshwrightWarning
+from .locks import ForkSafeLock
 from .settings import settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class KernelCache:
         self._wanted = directory
         self.limit_bytes = limit_bytes
         self._directory: Path | None = None
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
         self._sweeper = Sweeper()
 
     @property
@@ -82,21 +82,23 @@ class KernelCache:
         """The file of `key`; `build(path)` writes it when there is none that is whole.
 
         `build` gets a temporary path in the cache's directory with the same suffix. What it raises reaches the caller,
-        except an `OSError` that means the directory is unusable: then it is called again elsewhere.
+        except an `OSError` that means the directory is unusable: then it is called again elsewhere. Raises `CacheError`
+        when that is unusable too.
         """
-        entry = self._entry(key, suffix)
-        mark_used(entry)
-        if is_whole(entry):
-            return entry
-        try:
-            built = self._build_locked(entry, build)
-        except (OSError, filelock.Timeout) as error:
-            if not _directory_is_unusable(error):
-                raise
-            self._move_away(entry.parent.parent, error)
-            built = self._build_locked(self._entry(key, suffix), build)
-        self._sweeper.added(self.directory, _size_of(built), self.limit_bytes)
-        return built
+        while True:
+            entry = self._entry(key, suffix)
+            mark_used(entry)
+            if is_whole(entry):
+                return entry
+            try:
+                self._build_locked(entry, build)
+                break
+            except (OSError, filelock.Timeout) as error:
+                if not _directory_is_unusable(error):
+                    raise
+                self._move_away(entry.parent.parent, error)  # at most twice: it raises when there is nowhere to go
+        self._sweeper.added(self.directory, _size_of(entry), self.limit_bytes)
+        return entry
 
     def get_json(self, key: str) -> Any:
         """The JSON value stored under `key`, or None when there is none that is whole."""
@@ -140,26 +142,25 @@ class KernelCache:
             raise CacheError(f"cache key {key!r}", expected="hexadecimal digits", do="Make keys with key_of().")
         return self.directory / key[:2] / f"{key}{suffix}"
 
-    def _build_locked(self, entry: Path, build: Callable[[Path], None]) -> Path:
+    def _build_locked(self, entry: Path, build: Callable[[Path], None]) -> None:
         entry.parent.mkdir(mode=0o700, exist_ok=True)
         with filelock.FileLock(entry.with_name(entry.name + LOCK_SUFFIX), timeout=LOCK_TIMEOUT_S):
             if not is_whole(entry):  # another process may have built it while we waited
                 _install(entry, build)
-        return entry
 
     def _move_away(self, failed: Path, error: Exception) -> None:
-        """Leave the directory in which something failed, unless another thread has left it meanwhile. Raises `error`
-        when that was the temporary one: there is no third."""
+        """Leave the directory in which something failed, unless another thread has left it meanwhile. Raises
+        `CacheError` when that was the temporary one: there is no third."""
         with self._guard:
             if self._directory != failed:
                 return
             if failed != self._wanted:
-                raise error
+                raise _nowhere(self._wanted, "see the warning before", error) from error
             self._directory = _temporary_directory(self._wanted, error)
 
 
 _caches: dict[Path, KernelCache] = {}
-_caches_guard = threading.Lock()
+_caches_guard = ForkSafeLock()
 
 
 def default_directory() -> Path:
@@ -261,13 +262,17 @@ def _temporary_directory(wanted: Path, error: Exception) -> Path:
     try:
         directory = Path(tempfile.mkdtemp(prefix="meshwright-"))
     except OSError as second:
-        raise CacheError(f"the kernel cache {wanted} is unusable ({error}), and so is a temporary one ({second})",
-                         do="Free some disk space or point MESHWRIGHT_CACHE_DIR at a writable directory.") from second
+        raise _nowhere(wanted, error, second) from second
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     warnings.warn(MeshwrightWarning(
         f"the kernel cache {wanted} can't be used ({error}); kernels of this process go to {directory} and are "
         "compiled again next time. Point MESHWRIGHT_CACHE_DIR at a writable directory."), stacklevel=3)
     return directory
+
+
+def _nowhere(wanted: Path, first: object, second: Exception) -> CacheError:
+    return CacheError(f"the kernel cache {wanted} is unusable ({first}), and so is a temporary one ({second})",
+                      do="Free some disk space or point MESHWRIGHT_CACHE_DIR at a writable directory.")
 
 
 def _files(directory: Path) -> list[Path]:

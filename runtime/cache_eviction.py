@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
+
+from .locks import ForkSafeLock
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Sweeper:
     _since: int | None = None
 
     def __post_init__(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = ForkSafeLock()
 
     def added(self, directory: Path, size_bytes: int, limit_bytes: int) -> None:
         """An entry of `size_bytes` was built; sweep when it is time. `limit_bytes` 0: no limit."""

@@ -8,13 +8,14 @@ calls is no longer packed, and neither is one without a version counter (made un
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from .locks import ForkSafeLock
 
 MIN_USES = 3  # a copy that served fewer calls before its weight changed did not pay
 MAX_WASTED = 4  # after so many such copies the weight is left alone
@@ -42,7 +43,7 @@ class _Owner:
 
 
 _owners: dict[int, _Owner] = {}
-_guard = threading.RLock()
+_guard = ForkSafeLock()
 _generation = 0  # grows when a copy is dropped, so that callers' shortcuts expire
 
 

@@ -126,6 +126,16 @@ class Gemms:
 
 
 @dataclass(frozen=True)
+class Epilogue:
+    """`product`, then the element-wise `launch`, which alone reads its result: as one where the product's template
+    measures faster so, and then `product.out` is left unspecified. `launch` writes nothing that the two read."""
+
+    product: Gemm
+    launch: Launch
+    kind: Literal["epilogue"] = "epilogue"
+
+
+@dataclass(frozen=True)
 class Conv:
     """`spec = relu(scale * convolution(x, weight, bias) + shift + other)`, channels last, weights packed at call time.
 
@@ -173,7 +183,7 @@ class Release:
     kind: Literal["release"] = "release"
 
 
-Step = Union[Alloc, View, Launch, Call, Gemm, Gemms, Conv, Attention, Release]
+Step = Union[Alloc, View, Launch, Call, Gemm, Gemms, Epilogue, Conv, Attention, Release]
 
 
 @dataclass(frozen=True)
@@ -227,6 +237,8 @@ def reads(step: Step) -> Sequence[str]:
             return (a, b) if bias is None else (a, b, bias)
         case Gemms(products=products):
             return tuple(dict.fromkeys(name for product in products for name in reads(product)))
+        case Epilogue(product=product, launch=launch):
+            return tuple(dict.fromkeys((*reads(product), *launch.inputs)))
         case Attention(q=q, k=k, v=v, mask=mask):
             return (q, k, v) if mask is None else (q, k, v, mask)
         case Conv(x=x, other=other):  # weights and sources are static inputs: packed outside of the steps

@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import InvalidInputError
 
+EPILOGUES = ("measured", "always", "never")
 ISA_NAMES = ("native", "avx512", "avx2", "neon", "scalar")
 
 
@@ -25,11 +26,13 @@ class Settings:
     strict: bool = False
     cache_dir: Path | None = None
     cache_limit: int = 4 << 30
+    graph_cache: bool = True
     dump: Path | None = None
     cxx: str | None = None
     disable: frozenset[str] = frozenset()
     isa: str = "native"
     split_products: bool = True
+    epilogues: str = "measured"
     compile_jobs: int | None = None
     triton_interpret: bool = False
 
@@ -71,6 +74,12 @@ def _isa(name: str, text: str) -> str:
     return text.strip().lower()
 
 
+def _epilogues(name: str, text: str) -> str:
+    if text.strip().lower() not in EPILOGUES:
+        raise InvalidInputError(f"{name}={text!r}", expected=f"one of {', '.join(EPILOGUES)}")
+    return text.strip().lower()
+
+
 def _count(name: str, text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
         raise InvalidInputError(f"{name}={text!r}", expected="a whole number of at least 1")
@@ -95,6 +104,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(("MESHWRIGHT_CACHE_LIMIT",), "cache_limit", _bytes,
              "size the kernel cache is kept under, as in `500MiB` (default `4GiB`, `0`: no limit); what was used "
              "longest ago goes first"),
+    Variable(("MESHWRIGHT_GRAPH_CACHE",), "graph_cache", _flag,
+             "`0`: trace and check every graph anew; by default an inference graph compiled before starts from its "
+             "program in the kernel cache"),
     Variable(("MESHWRIGHT_DUMP",), "dump", _path,
              "directory into which every step of the pass pipeline is written as text"),
     Variable(("MESHWRIGHT_CXX", "CXX"), "cxx", _text,
@@ -106,6 +118,10 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(("MESHWRIGHT_SPLIT_PRODUCTS",), "split_products", _flag,
              "`0`: no fp32 product through AMX tiles; by default they are used where they measure faster, and are as "
              "accurate as the library"),
+    Variable(("MESHWRIGHT_EPILOGUES",), "epilogues", _epilogues,
+             "when the element-wise kernel behind an fp32 product on the CPU runs on the product's blocks, each as it "
+             "is finished: where that `measured` faster (default), `always` (such products then never go to the "
+             "library where another method can do them), or `never`"),
     Variable(("MESHWRIGHT_COMPILE_JOBS",), "compile_jobs", _count,
              "how many compilers run at once; default: the number of CPUs this process may use"),
     Variable(("TRITON_INTERPRET",), "triton_interpret", _flag,

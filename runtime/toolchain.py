@@ -15,16 +15,17 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from . import cache
 from .errors import CompileFailure, ToolchainError
 from .isa import Isa, current_isa
+from .locks import ForkSafeLock
 from .openmp import OpenMP, openmp_for
 from .settings import settings
 
@@ -33,6 +34,8 @@ COMPILE_TIMEOUT_S = 300.0
 BASE_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
               "-ffp-contract=off", "-w")
 _ERROR_LINES = 12
+_FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}
+Library = TypeVar("Library", bound=ctypes.CDLL)
 _DEFAULT_COMPILERS = ("g++", "c++", "clang++")
 
 
@@ -129,7 +132,7 @@ def compile_jobs() -> int:
 
 
 _loaded: dict[Path, ctypes.CDLL] = {}
-_loaded_guard = threading.Lock()
+_loaded_guard = ForkSafeLock()
 
 
 def load_shared(path: Path) -> ctypes.CDLL:
@@ -138,8 +141,18 @@ def load_shared(path: Path) -> ctypes.CDLL:
 
     with _loaded_guard:
         if path not in _loaded:
-            _loaded[path] = ctypes.CDLL(str(path))
+            _loaded[path] = open_library(path, ctypes.CDLL)
         return _loaded[path]
+
+
+def open_library(path: Path, kind: type[Library], mode: int = ctypes.DEFAULT_MODE) -> Library:
+    """Load a library as `kind`. Raises `ToolchainError` where the system refuses to."""
+    try:
+        return kind(str(path), mode=mode)
+    except OSError as error:
+        raise ToolchainError(f"a compiled library can't be loaded: {error}",
+                             do="Point MESHWRIGHT_CACHE_DIR elsewhere where its disk is mounted noexec; otherwise "
+                             "delete the file, and it is compiled again.") from error
 
 
 def _compile_unit(unit: Source) -> Path:
@@ -193,25 +206,30 @@ def _compile(command: list[str], source: str, target: Path) -> None:
     name = "kernel.cpp"  # the same for all, so that messages are short and no path gets into the library
     target.with_name(name).write_text(source)
     line = [name if word == "{source}" else word for word in command] + ["-o", target.name]
+    # Its own temporary files beside the library: one disk that can be full instead of two. Messages in English: some
+    # are looked for below.
+    environment = {**os.environ, "TMPDIR": str(target.parent), "LC_ALL": "C"}
     try:
         run = subprocess.run(line, check=False, capture_output=True, text=True, errors="replace", cwd=target.parent,
-                             timeout=COMPILE_TIMEOUT_S)
+                             timeout=COMPILE_TIMEOUT_S, env=environment)
     except subprocess.TimeoutExpired as error:
         raise CompileFailure(f"{line[0]} did not end within {COMPILE_TIMEOUT_S:.0f} s",
                              source_path=_keep(source)) from error
     except OSError as error:
         raise ToolchainError(f"{line[0]} could not be started: {error}") from error
-    if run.returncode == 0:
+    if run.returncode == 0 and target.exists():
         return
-    if "No space left on device" in run.stderr:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    for code, message in _FULL.items():
+        if message in run.stderr:
+            raise OSError(code, message, str(target.parent.parent))
     raise _failure(line, run.returncode, run.stderr, source)
 
 
 def _failure(line: list[str], status: int, stderr: str, source: str) -> CompileFailure:
     kept = _keep(source)
     first = "\n  ".join(_error_lines(stderr))
-    return CompileFailure(f"{line[0]} ended with {status}:\n  {first}\n", source_path=kept,
+    what = f"ended with {status}" if status else "ended with 0 and wrote no library"
+    return CompileFailure(f"{line[0]} {what}:\n  {first}\n", source_path=kept,
                           do=f"The source is kept in {kept}; the command was: {shlex.join(line)}")
 
 

@@ -65,6 +65,23 @@ def aot_autograd(gm: Any, example_inputs: Sequence[Any], *, forward: GraphCompil
     return torch.compiler.disable(compiled)  # type: ignore[no-any-return]
 
 
+def outside_of_autograd(boxed: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    """`boxed` called as AOTAutograd calls an inference graph: without gradients, without autocast (the traced graph
+    holds its casts), and where Dynamo does not look. Wraps `torch._C._is_any_autocast_enabled`, `_DisableAutocast`."""
+    import torch
+
+    any_autocast, no_autocast = torch._C._is_any_autocast_enabled, torch._C._DisableAutocast
+
+    def run(*args: Any) -> Any:
+        with torch.no_grad():
+            if not any_autocast():
+                return boxed(list(args))
+            with no_autocast():
+                return boxed(list(args))
+
+    return torch.compiler.disable(run)  # type: ignore[no-any-return]
+
+
 def mark_boxed(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     """Say that `call` takes one list of arguments and may empty it. Wraps the attribute AOTAutograd looks for."""
     call._boxed_call = True  # type: ignore[attr-defined]
@@ -244,6 +261,76 @@ def static_inputs(gm: Any) -> set[str]:
         if node.op == "placeholder" and getattr(node.meta.get("desc"), "idx", None) in indices:
             found.add(node.name)
     return found
+
+
+def is_static_input(value: Any) -> bool:
+    """True for a Parameter, and for a buffer that Dynamo found in a module (it marks those)."""
+    import torch
+
+    return isinstance(value, torch.nn.Parameter) or getattr(value, "_dynamo_static_input_type", None) is not None
+
+
+def tracing_state() -> list[str]:
+    """What tracing depends on besides the graph, as text: versions and the switches of torch that are on now."""
+    import torch
+    from torch import backends
+
+    kinds = ("cpu", "cuda")
+    cuda, mkldnn = backends.cuda, backends.mkldnn
+    return [
+        f"torch {torch.__version__} {torch.version.git_version} python {sys.version_info[:2]}",
+        f"grad {torch.is_grad_enabled()} inference {torch.is_inference_mode_enabled()}",
+        f"autocast {[(torch.is_autocast_enabled(k), str(torch.get_autocast_dtype(k))) for k in kinds]}",
+        f"dtype {torch.get_default_dtype()} device {torch.get_default_device()}",
+        f"deterministic {torch.are_deterministic_algorithms_enabled()}",
+        f"precision {torch.get_float32_matmul_precision()} mkldnn {mkldnn.enabled} {mkldnn.is_available()}",
+        f"attention {cuda.flash_sdp_enabled()} {cuda.mem_efficient_sdp_enabled()} {cuda.math_sdp_enabled()} "
+        f"{cuda.cudnn_sdp_enabled()} cudnn {backends.cudnn.enabled} {backends.cudnn.allow_tf32}",
+    ]
+
+
+def is_plain_inference(gm: Any) -> bool:
+    """Whether an inference graph's arguments and results are the Dynamo graph's own, one by one: nothing written into
+    inputs, no result that shares memory with an input or has to be wrapped, no random state or token passed along.
+
+    Call it while AOTAutograd compiles `gm`. Wraps `TracingContext.fw_metadata`, where torch says nothing: False.
+    """
+    from torch._functorch._aot_autograd.schemas import OutputType
+    from torch._guards import TracingContext
+
+    meta = getattr(TracingContext.try_get(), "fw_metadata", None)
+    if meta is None:
+        return False
+    inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    results = next(n for n in gm.graph.nodes if n.op == "output").args[0]
+    own = (OutputType.non_alias, OutputType.unsafe_view_alias)
+    aliased = any(o.output_type not in own for o in meta.output_info)
+    written = any(i.mutates_data or i.mutates_metadata for i in meta.input_info)
+    passed_along = meta.tokens or meta.num_intermediate_bases or meta.num_graphsafe_rng_states
+    one_by_one = len(inputs) == len(meta.input_info) and len(results) == len(meta.output_info)
+    return one_by_one and not (aliased or written or passed_along)
+
+
+def symbol_range(size: Any) -> str:
+    """The values a symbolic size may take, as Dynamo knows them now. Wraps its `ShapeEnv`."""
+    return str(size.node.shape_env.var_to_range.get(size.node.expr))
+
+
+def guard_count(sizes: Sequence[Any]) -> int:
+    """How many guards on symbolic sizes there are so far. Wraps the `ShapeEnv` that `sizes` share."""
+    return len(sizes[0].node.shape_env.guards) if sizes else 0
+
+
+def guards_since(sizes: Sequence[Any], start: int) -> list[tuple[str, Any, Any]] | None:
+    """The guards made after `guard_count` gave `start`, as (relation, left, right): sympy's name of the relation, sides
+    as sympy expressions. None when one is of another form, or is put off until a size is known."""
+    if not sizes:
+        return []
+    environment = sizes[0].node.shape_env
+    found = [g.expr for g in environment.guards[start:]]
+    if environment.deferred_runtime_asserts or not all(getattr(g, "is_Relational", False) for g in found):
+        return None
+    return [(type(g).__name__, g.lhs, g.rhs) for g in found]
 
 
 def tree_rebuilder(tree: Any) -> Callable[[list[Any]], Any]:

@@ -9,7 +9,6 @@ is no GPU.
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import cache
 from .errors import InvalidInputError, ToolchainError
+from .locks import ForkSafeLock
 from .settings import settings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _one_device(name: str, buffers: Sequence[torch.Tensor]) -> torch.device:
 
 
 _modules: dict[tuple[str, bool], ModuleType] = {}
-_modules_guard = threading.Lock()
+_modules_guard = ForkSafeLock()
 
 
 def write_source(source: str) -> Path:

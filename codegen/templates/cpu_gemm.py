@@ -10,6 +10,28 @@ a second method.
 
 from . import cpu_split_conv, cpu_split_gemm
 
+# How a program's product is done, as its frame says: `how` for mw_gemm, and whether the kernel behind it runs inside.
+WAY = r"""struct Way {
+  const void* how;
+  int64_t inside;
+};
+"""
+
+# Programs declare it too: they fill it for mw_gemm_then.
+EPILOGUE_TENSORS = 16
+EPILOGUE = r"""// An element-wise kernel that reads finished blocks of a product, each in the place of its first tensor.
+struct Epilogue {
+  void (*run)(void* const* tensors, const int64_t* sizes, int64_t begin, int64_t end);
+  void* tensors[""" + str(EPILOGUE_TENSORS) + r"""];
+  void apply(const float* block, int64_t step, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    Epilogue mine = *this;
+    mine.tensors[0] = (void*)block;
+    const int64_t sizes[] = {step, row, rows, column, columns};
+    run(mine.tensors, sizes, 0, rows);
+  }
+};
+"""
+
 _FP32 = r"""
 #if defined(__AVX512F__)
 constexpr int VW = 16, NV = 4;
@@ -141,7 +163,9 @@ struct StridedB {  // packed while we go, one panel and k block at a time
 
 template <class B>
 static void gemm_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t N, int64_t K, const float* a, int64_t sm,
-                       int64_t sk, const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc) {
+                       int64_t sk, const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc,
+                       const Epilogue* epilogue) {
+  alignas(64) float block[MR * NR];  // what an epilogue reads, where there is one
   const int64_t KC = block_k();
   // Row blocks of equal height near block_m(): a few rows left over would stream all of B once more.
   const int64_t blocks = std::max<int64_t>(1, (m1 - m0 + block_m() / 2) / block_m());
@@ -151,6 +175,7 @@ static void gemm_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t N
     int64_t rows_here = std::min(MC, m1 - m);
     for (int64_t k0 = 0; k0 < K; k0 += KC) {
       int64_t kc = std::min(KC, K - k0);
+      const bool finish = epilogue && k0 + kc == K;
       for (int64_t r = 0; r < rows_here; r += MR)
         pack_rows(a + (m + r) * sm + k0 * sk, sm, sk, (int)std::min<int64_t>(MR, rows_here - r), kc, tiles + r * kc);
       for (int64_t p = p0; p < p1; p++) {
@@ -158,11 +183,13 @@ static void gemm_block(int64_t m0, int64_t m1, int64_t p0, int64_t p1, int64_t N
         int64_t cols = std::min<int64_t>(NR, N - p * NR);
         for (int64_t r = 0; r < rows_here; r += MR) {
           int rows = (int)std::min<int64_t>(MR, rows_here - r);
-          float* to = c + (m + r) * ldc + p * NR;
-          const float* start = k0 ? to : bias ? bias + (m + r) * bias_m + p * NR : nullptr;
-          int64_t step = k0 ? ldc : bias_m;
-          if (cols == NR) kMicro[rows](kc, tiles + r * kc, panel, NR, to, ldc, start, step);
-          else micro_edge(rows, cols, kc, tiles + r * kc, panel, NR, to, ldc, start, step);
+          float* sums = c + (m + r) * ldc + p * NR;
+          const float* start = k0 ? sums : bias ? bias + (m + r) * bias_m + p * NR : nullptr;
+          int64_t step = k0 ? ldc : bias_m, to_step = finish ? NR : ldc;
+          float* to = finish ? block : sums;
+          if (cols == NR) kMicro[rows](kc, tiles + r * kc, panel, NR, to, to_step, start, step);
+          else micro_edge(rows, cols, kc, tiles + r * kc, panel, NR, to, to_step, start, step);
+          if (finish) epilogue->apply(block, NR, m + r, rows, p * NR, cols);
         }
       }
     }
@@ -209,14 +236,15 @@ static void over_grid(int threads, int64_t M, int64_t panels, int64_t work, int6
 
 template <class B>
 static void gemm_threads(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t sm, int64_t sk,
-                         const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc) {
+                         const B& b, const float* bias, int64_t bias_m, float* c, int64_t ldc,
+                         const Epilogue* epilogue = nullptr) {
   if (K == 0) {
     for (int64_t m = 0; m < M; m++)
       for (int64_t n = 0; n < N; n++) c[m * ldc + n] = bias ? bias[m * bias_m + n] : 0.0f;
     return;
   }
   over_grid(threads, M, (N + NR - 1) / NR, M * N * K, MR, [&](int64_t m0, int64_t m1, int64_t p0, int64_t p1) {
-    gemm_block(m0, m1, p0, p1, N, K, a, sm, sk, b, bias, bias_m, c, ldc);
+    gemm_block(m0, m1, p0, p1, N, K, a, sm, sk, b, bias, bias_m, c, ldc, epilogue);
   });
 }
 
@@ -325,14 +353,15 @@ _METHODS = r"""static int64_t method_of(const void* how) {
 }
 // True when the products were done: all of them have split copies (or the one there is is to be split now).
 static bool split_as_asked(int threads, int64_t M, int64_t K, const float* a, int64_t sm, int64_t sk,
-                           const Product* products, int n) {
+                           const Product* products, int n, const Epilogue* epilogue = nullptr) {
 #if defined(MW_SPLIT)
   if (M <= 0 || K <= 0 || !(sm == 1 || sk == 1) || !mw_split_ready()) return false;
   if (n == 1 && products->how == kSplitNow) {
     const Product& p = *products;
     if (p.N <= 0 || !split_strides(sm, sk, p.sbk, p.sbn)) return false;
-    return split_products<UnsplitB>(threads, M, K, a, sm, sk,
-                                    {{{p.b, p.sbk, p.sbn, p.N, nullptr, {}}, p.N, 0, p.bias, p.bias_m, p.c, p.ldc}});
+    return split_products<UnsplitB>(
+        threads, M, K, a, sm, sk,
+        {{{p.b, p.sbk, p.sbn, p.N, nullptr, {}}, p.N, 0, p.bias, p.bias_m, p.c, p.ldc, epilogue}});
   }
   std::vector<Side<SplitB>> sides;
   int64_t panels = 0;
@@ -344,13 +373,27 @@ static bool split_as_asked(int threads, int64_t M, int64_t K, const float* a, in
     const bf16* values = (const bf16*)((const char*)p.how + kHeader);
     const Range range{header.largest, header.smallest};
     if (!range.usable()) return false;
-    sides.push_back({{values, K, range}, p.N, panels, p.bias, p.bias_m, p.c, p.ldc});
+    sides.push_back({{values, K, range}, p.N, panels, p.bias, p.bias_m, p.c, p.ldc, epilogue});
     panels += (p.N + SC - 1) / SC;
   }
   return split_products(threads, M, K, a, sm, sk, sides);
 #else
   return false;
 #endif
+}
+// True when the epilogue was applied. Otherwise c holds the product: there is none, or the library was asked, or values
+// left the range of the method.
+static bool one_product(int threads, int64_t M, int64_t K, const float* a, int64_t sm, int64_t sk, const Product& p,
+                        const Epilogue* epilogue) {
+  if (p.how && split_as_asked(threads, M, K, a, sm, sk, &p, 1, epilogue)) return epilogue;
+  if (method_of(p.how) == kFp32) {
+    const PackedB packed{(const float*)((const char*)p.how + kHeader), K};
+    if (K == 0) epilogue = nullptr;
+    gemm_threads(threads, M, p.N, K, a, sm, sk, packed, p.bias, p.bias_m, p.c, p.ldc, epilogue);
+    return epilogue;
+  }
+  gemm_one(threads, M, p.N, K, a, sm, sk, p.b, p.sbk, p.sbn, p.bias, p.bias_m, p.c, p.ldc);
+  return false;
 }
 
 // out[batch, M, N] = a[batch, M, K] @ b[batch, K, N] (+ bias), element strides. `how` only with a batch of 1.
@@ -359,13 +402,8 @@ extern "C" MW_EXPORT void mw_gemm(int threads, int64_t batch, int64_t M, int64_t
                                   int64_t sbn, const float* bias, int64_t bias_b, int64_t bias_m, float* c,
                                   int64_t scb, int64_t ldc, const void* how) {
   if (batch == 1) {
-    const Product product{N, b, sbk, sbn, bias, bias_m, c, ldc, how};
-    if (how && split_as_asked(threads, M, K, a, sm, sk, &product, 1)) return;
-    if (method_of(how) == kFp32) {
-      const PackedB packed{(const float*)((const char*)how + kHeader), K};
-      return gemm_threads(threads, M, N, K, a, sm, sk, packed, bias, bias_m, c, ldc);
-    }
-    return gemm_one(threads, M, N, K, a, sm, sk, b, sbk, sbn, bias, bias_m, c, ldc);
+    one_product(threads, M, K, a, sm, sk, {N, b, sbk, sbn, bias, bias_m, c, ldc, how}, nullptr);
+    return;
   }
   OutOfMemory memory;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && batch * M * N * K > 64 * 1024)
@@ -375,6 +413,13 @@ extern "C" MW_EXPORT void mw_gemm(int threads, int64_t batch, int64_t M, int64_t
                c + i * scb, ldc);
     });
   memory.raise();
+}
+
+// One product with an element-wise kernel behind it, which writes none of the product's operands. 1: what the kernel
+// writes is done, and what c holds is unspecified; 0: only the product is done.
+extern "C" MW_EXPORT int mw_gemm_then(int threads, int64_t M, int64_t K, const float* a, int64_t sm, int64_t sk,
+                                      const Product* product, const Epilogue* epilogue) {
+  return one_product(threads, M, K, a, sm, sk, *product, epilogue);
 }
 
 // Several products with the same a [M, K]: where all are split, a is split once for all of them.
@@ -387,4 +432,4 @@ extern "C" MW_EXPORT void mw_gemms(int threads, int64_t M, int64_t K, const floa
 }
 """
 
-SOURCE = _FP32 + cpu_split_gemm.SOURCE + _ENTRY + PRODUCT + _METHODS + cpu_split_conv.SOURCE
+SOURCE = EPILOGUE + _FP32 + cpu_split_gemm.SOURCE + _ENTRY + PRODUCT + _METHODS + cpu_split_conv.SOURCE

@@ -253,6 +253,7 @@ struct Side {
   int64_t bias_m;
   float* c;
   int64_t ldc;
+  const Epilogue* epilogue = nullptr;
 };
 
 // Rows m0..m1 of panels p0..p1, in blocks of rows and k that are split at once and stay in L2 beside a panel of B.
@@ -303,21 +304,25 @@ struct SplitBlock {
       Range theirs;
       const bf16* panel = side.b.pieces(p - side.first, g0 - side.first, k0, steps, theirs);
       if (!splits(mine, theirs)) return false;
+      // Sums stand in c; with an epilogue, those of the last k stand side by side, and their finished tiles go to it.
+      const bool finish = side.epilogue && k0 + kc == K;
+      const int64_t step = finish ? SC : side.ldc;
+      float* const held = side.c + m * side.ldc + column;
+      float* const sums = finish ? scratch_c.get((rows + SC) * SC) : held;
       for (int64_t s = 0; s < steps; s += L1_STEPS) {
         const int64_t n = std::min(L1_STEPS, steps - s);
         const bf16* z = panel + s * B_STEP;
         const int lines = B::streams ? (int)((16 + pairs - 1) / pairs) : 0;  // per group: 96 lines of B a k step
-        const bool first = k0 == 0 && s == 0;
         for (int64_t t = 0; t < tiles; t += 2) {
           const bf16* x = pieces + (t * steps + s) * A_STEP;
           const char* next = (const char*)(z + n * B_STEP) + t / 2 * n * 6 * lines * 64;
           if (t + 1 < tiles) multiply<2>(n, x, x + steps * A_STEP, kNext, TILE, z, tile, next, lines);
           else multiply<1>(n, x, x, kNext, TILE, z, tile, next, lines);
-          const int64_t row = m + t * SR;
-          float* to = side.c + row * side.ldc + column;
-          const float* bias = side.bias ? side.bias + row * side.bias_m + column : nullptr;
-          put(tile, std::min<int64_t>(2 * SR, m + rows - row), cols, to, side.ldc, first ? bias : to,
-              first ? side.bias_m : side.ldc);
+          const int64_t row = t * SR, here = std::min<int64_t>(2 * SR, rows - row);
+          const float* start = s ? sums + row * step : k0 ? held + row * side.ldc : nullptr;
+          if (!start && side.bias) start = side.bias + (m + row) * side.bias_m + column;
+          put(tile, here, cols, sums + row * step, step, start, s ? step : k0 ? side.ldc : side.bias_m);
+          if (finish && s + n == steps) side.epilogue->apply(sums + row * step, step, m + row, here, column, cols);
         }
       }
     }

@@ -130,12 +130,12 @@ int aoti_torch_delete_tensor_object(void*);
 """
 
 # What a program is called with; the host fills it and programs read it.
-_FRAME = r"""struct Frame {
+_FRAME = cpu_gemm.WAY + r"""struct Frame {
   void** inputs;
   const int64_t* integers;
   void** outputs;
   int64_t* output_integers;
-  const void* const* products;
+  const Way* products;
   const void* const* convolutions;
   int threads;
   int (*python)(int, void**, const int64_t*, void**);  // runs an operator that has no C form
@@ -148,7 +148,7 @@ _CALL = r"""typedef int (*Entry)(Frame*);
 // Runs `entry`; gives [capsules of the output tensors], output integers through `out_integers`. The input handles
 // behind `capsules` are consumed. An error is raised.
 extern "C" MW_EXPORT PyObject* mw_call(PyObject* capsules, Entry entry, const int64_t* integers, int64_t* out_integers,
-                                       const void* const* products, const void* const* convolutions,
+                                       const Way* products, const void* const* convolutions,
                                        int (*python)(int, void**, const int64_t*, void**), int n_outputs, int threads) {
   long n = PyList_Size(capsules);
   std::vector<void*> in(n + 1), out(n_outputs + 1, nullptr);
@@ -225,7 +225,9 @@ void mw_gemm(int, int64_t, int64_t, int64_t, int64_t, const float*, int64_t, int
              int64_t, int64_t, const float*, int64_t, int64_t, float*, int64_t, int64_t, const void*);
 void mw_attention(int, const int64_t*, const int64_t*, const float*, const float*, const float*, const float*, float*,
                   float*, double, int);
-""" + cpu_gemm.PRODUCT + r"""void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
+""" + cpu_gemm.PRODUCT + cpu_gemm.EPILOGUE + r"""
+void mw_gemms(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, int);
+int mw_gemm_then(int, int64_t, int64_t, const float*, int64_t, int64_t, const Product*, const Epilogue*);
 int mw_conv(int, const int64_t*, const float*, const void*, const float*, const float*, float*);
 void mw_launch(void (*)(void* const*, const int64_t*, int64_t, int64_t), int, int64_t, int64_t, void* const*,
                const int64_t*);

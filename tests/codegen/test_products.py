@@ -6,6 +6,7 @@ Where the machine has no AMX, split products are done by the library, and the sa
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -18,7 +19,7 @@ from meshwright.codegen.program_cpp_gemm import Product, Weight
 from meshwright.codegen.program_cpp_packing import ProductMethods, may_split, pack
 from meshwright.codegen.program_cpp_run import compile_program, host_library
 from meshwright.codegen.program_gemm import lower_products, share_inputs
-from meshwright.codegen.templates.cpu_gemm import FP32, LIBRARY, SPLIT, SPLIT_NOW
+from meshwright.codegen.templates.cpu_gemm import FP32, SPLIT, SPLIT_NOW
 from meshwright.codegen.timings import Timings
 from meshwright.compiler.artifact_verify import verify_program
 from meshwright.runtime.errors import ArtifactError
@@ -62,7 +63,10 @@ def multiply(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, way: s
 def allowed(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, exact: torch.Tensor) -> float:
     """The house rule: twice eager's own error and 4 ulp of the scale."""
     eager = a @ b if bias is None else a @ b + bias
-    return 2 * float((eager.double() - exact).abs().max()) + 4 * EPS * float(exact.abs().max())
+    # One element may cancel, and eager be exact there by luck: the scale is at least what such sums have on average.
+    typical = float(a.double().norm() * b.double().norm()) / math.sqrt(a.shape[0] * b.shape[1] * a.shape[1])
+    scale = max(float(exact.abs().max()), typical)
+    return 2 * float((eager.double() - exact).abs().max()) + 4 * EPS * scale
 
 
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 197, 300, 530])
@@ -119,14 +123,14 @@ def test_methods_can_be_forbidden(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MESHWRIGHT_SPLIT_PRODUCTS", "0")
     assert not may_split(host_library())
     methods = ProductMethods([Product(256, 512, 512, True, True, None)], host_library(), Timings())
-    assert methods.addresses([], 1)[0] is None
+    assert methods.addresses([], 1)[0].how is None
 
 
 def test_a_small_product_needs_no_timing():
     given = [Product(4, 8, 16, True, True, None), Product(4, 8, 16, True, True, Weight(0, 0, 8, 16, 16, 1))]
     methods = ProductMethods(given, host_library(), Timings())
     now, packed = methods.addresses([torch.ones(8, 16)], 1)
-    assert now in (None, LIBRARY) and packed
+    assert now.how is None and packed.how
 
 
 # -- products of one tensor -----------------------------------------------------------------------
@@ -231,7 +235,7 @@ def test_addresses_keep_what_they_point_to():
     alive = weakref.ref(addresses.found.copies[0])
     weight.add_(1)
     later = methods.addresses([weight], 1)
-    assert later[0] != addresses[0] and alive() is not None
+    assert later[0].how != addresses[0].how and alive() is not None
     del addresses
     gc.collect()
     assert alive() is None
@@ -242,7 +246,7 @@ def test_graphs_of_one_model_share_a_packed_weight():
     weight, other = torch.ones(8, 16), torch.ones(1)
     found = (Product(4, 8, 16, True, True, Weight(at, 0, 8, 16, 16, 1)) for at in (0, 1))
     first, second = (ProductMethods([product], host_library(), Timings()) for product in found)
-    assert first.addresses([weight], 1)[0] == second.addresses([other, weight], 1)[0] is not None
+    assert first.addresses([weight], 1)[0].how == second.addresses([other, weight], 1)[0].how is not None
 
 
 def test_a_strangers_step_of_products_is_verified():

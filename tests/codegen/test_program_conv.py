@@ -125,6 +125,50 @@ def test_training_and_shared_results_do_not_fold():
     torch.testing.assert_close(z, reference(*inputs)[0], rtol=1e-4, atol=1e-4)
 
 
+RELU = """kernel relu(in0: f32 -> out0: f32)
+  axes p0: 576
+  %0: f32 = load in0[p0]
+  %1: f32 = const 0.0
+  %2: f32 = max %0, %1
+  store out0[p0] = %2
+"""
+ADD_RELU = """kernel add_relu(in0: f32, in1: f32 -> out0: f32)
+  axes p0: 576
+  %0: f32 = load in0[p0]
+  %1: f32 = load in1[p0]
+  %2: f32 = add %0, %1
+  %3: f32 = const 0.0
+  %4: f32 = max %2, %3
+  store out0[p0] = %4
+"""
+
+
+def plain(*residual: int) -> Program:
+    """x -> conv -> relu (y) -> conv, + r of shape `residual`, relu (z). No batch norm: the kernels have one axis."""
+    return Program(
+        "plain", (spec("x", 2, 8, 6, 6), spec("w1", 8, 8, 3, 3, static=True), spec("w2", 8, 8, 3, 3, static=True),
+                  spec("r", *residual)), (),
+        (conv("c1", "x", "w1"), Alloc(spec("y", 2, 8, 6, 6)), Launch("relu", ("c1",), ("y",)), conv("c2", "y", "w2"),
+         Alloc(spec("z", 2, 8, 6, 6), True), Launch("add_relu", ("c2", "r"), ("z",))),
+        ("z",), {"relu": RELU, "add_relu": ADD_RELU})
+
+
+@pytest.mark.parametrize(("residual", "folded"), [
+    ((2, 8, 6, 6), [(True, False), (True, True)]),
+    ((2, 8, 4, 9), [(True, False), (False, False)]),  # as many elements, read one after the other: not its shape
+    ((2, 288), [(True, False), (False, False)]),
+])
+def test_relu_and_residual_fold_without_a_batch_norm(residual: tuple[int, ...], folded: list[tuple[bool, bool]]):
+    program = plain(*residual)
+    steps = fuse_convolutions(program).steps
+    assert [(c.relu, c.other is not None) for c in steps if isinstance(c, Conv)] == folded
+    torch.manual_seed(0)
+    x, w1, w2, r = torch.randn(2, 8, 6, 6), torch.randn(8, 8, 3, 3), torch.randn(8, 8, 3, 3), torch.randn(*residual)
+    y = torch.relu(F.conv2d(x, w1, padding=1))
+    wanted = torch.relu(F.conv2d(y, w2, padding=1) + r.reshape(y.shape))
+    torch.testing.assert_close(compile_program(program)([x, w1, w2, r])[0], wanted, rtol=1e-4, atol=1e-4)
+
+
 # -- symbolic sizes ---------------------------------------------------------------------------------
 SYMBOLIC_HEAD = ("(n, h, w, ", "8*h*w*p0 + h*w*p1 + p2", "axes p0: n, p1: 8, p2: h*w")
 SIZES = [(2, 6, 6), (3, 6, 6), (2, 9, 5), (1, 1, 7), (5, 32, 30)]

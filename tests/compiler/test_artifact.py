@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import meshwright as mw
@@ -142,6 +144,31 @@ def test_saving_again_replaces_and_refuses_other_directories(saved, tmp_path: Pa
         fast.save(tmp_path / "b")
     assert (tmp_path / "b" / "thesis.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_disk_that_fills_up_while_saving_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The artifact that was there before stays whole, and nothing is left beside it."""
+    fast, x = mw.compile(nn.Linear(4, 4).eval(), torch.randn(2, 4)), torch.ones(2, 4)
+    fast.save(tmp_path / "a")
+    for error in (SafetensorError("I/O error: No space left"), OSError(errno.ENOSPC, "No space left on device")):
+        def full(*args: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("safetensors.torch.save_file", full)
+        for target in ("a", "b"):
+            with pytest.raises(mw.MeshwrightError, match=f"could not write .*/{target}: .*No space.*Choose a writable"):
+                fast.save(tmp_path / target)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    torch.testing.assert_close(mw.load(tmp_path / "a")(x), fast(x))
+
+
+def test_a_place_that_can_not_be_written_to_is_one_sentence(tmp_path: Path) -> None:
+    fast = mw.compile(nn.Linear(4, 4).eval(), torch.randn(2, 4))
+    (tmp_path / "file").write_text("in the way")
+    for target in (tmp_path / "file" / "model", tmp_path / ("long" * 100), Path("/sys/kernel/model")):
+        with pytest.raises(mw.MeshwrightError, match="could not write .*Choose a writable directory"):
+            fast.save(target)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_graph_breaks_refuse_to_save_with_a_sentence(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -65,6 +66,40 @@ def test_a_child_process_can_compile() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("finished", ["nothing", "kernels"])
+def test_a_child_finishes_what_its_parent_was_compiling(monkeypatch: pytest.MonkeyPatch, finished: str) -> None:
+    may_compile, waiting = threading.Event(), threading.Event()
+    submit, in_time, waits = aten.submit, aten.in_time, []
+    late = {"nothing": ("_compile_kernels", "_make_runner"), "kernels": ("_make_runner",)}[finished]
+
+    def submit_late(step: Callable[..., Any], *args: Any) -> Any:
+        return submit(lambda: (step.__name__ not in late or may_compile.wait(60)) and step(*args))
+
+    def signal_wait(future: Any, deadline: float | None) -> bool:
+        waits.append(future)
+        if len(waits) == (1 if finished == "nothing" else 2):  # first for the kernels, then for the program
+            waiting.set()
+        return in_time(future, deadline)
+
+    monkeypatch.setattr(aten, "submit", submit_late)
+    monkeypatch.setattr(aten, "in_time", signal_wait)
+    model, x = Stack(), torch.randn(4, 8)
+    fast = mw.compile(model)
+    started = threading.Thread(target=lambda: fast(x))
+    started.start()  # the first call waits for the compiler, and holds the graph's lock
+    assert waiting.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(120)
+        may_compile.set()
+        right = all(torch.allclose(fast(x), model(x), atol=1e-5) for _ in range(2)) and bool(fast.report.kernels)
+        os._exit(0 if right else 1)
+    may_compile.set()
+    started.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.fixture
 def sizes_from_data() -> Iterator[None]:
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
@@ -121,13 +156,13 @@ def test_fusion_keeps_away_from_modules_that_match_a_pattern(pattern: str, entry
 
 
 def test_the_time_limit_counts_all_graphs_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    may_compile, submit, futures = threading.Event(), aten._pool.submit, []
+    may_compile, submit, futures = threading.Event(), aten.submit, []
 
     def late(step: Callable[..., Any], *args: Any) -> Any:
         futures.append(submit(lambda: may_compile.wait(60) and step(*args)))
         return futures[-1]
 
-    monkeypatch.setattr(aten._pool, "submit", late)
+    monkeypatch.setattr(aten, "submit", late)
     model, x = Stack(), torch.randn(4, 8)
     fast = mw.compile(model, x, time_limit_s=1e-6)
     for call in range(4):  # eagerly until the kernels are there, then unchecked
@@ -144,6 +179,30 @@ def test_the_time_limit_counts_all_graphs_together(monkeypatch: pytest.MonkeyPat
     assert fast.report.phases["check"] == fast.report.phases["measure"] == 0
     rows = fast.report.passes["fuse"].candidates
     assert all(c.reason == "not checked: time limit reached" for c in rows)
+    assert not fast.report.fall_backs
+
+
+def test_the_time_limit_bounds_the_wait_for_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Stack().eval(), torch.randn(4, 8)
+    with torch.no_grad():
+        mw.compile(model, x)  # the kernels are in the cache: what is late below is the program
+        may_compile, compile_now = threading.Event(), program_cpp_run.compile_program
+        monkeypatch.setattr(program_cpp_run, "compile_program",
+                            lambda *args: may_compile.wait(60) and compile_now(*args))
+        started = time.monotonic()
+        fast = mw.compile(model, x, time_limit_s=2)
+        assert time.monotonic() - started < 50
+        for _ in range(2):
+            torch.testing.assert_close(fast(x), model(x))
+        [graph] = fast.report.graphs
+        assert graph.state == "pending" and fast.report.kernels
+        assert {n.reason for n in fast.report.notes} == {
+            "inference 0 runs eagerly until its program is compiled: time limit reached"}
+        may_compile.set()
+        while graph.state == "pending" and time.monotonic() - started < 100:
+            torch.testing.assert_close(fast(x), model(x))
+        assert graph.state == "ready" and graph.source
+        torch.testing.assert_close(fast(x), model(x))
     assert not fast.report.fall_backs
 
 

@@ -80,3 +80,35 @@ def test_a_residual_network_is_folded_once_for_all_sizes(programs: dict[int, Com
     operators = Counter(s.op for s in steps if isinstance(s, Call))
     assert operators == {"aten.max_pool2d_with_indices.default": 1, "aten.clone.default": 2}
     assert sum(isinstance(s, Launch) for s in steps) == 1
+
+
+class Stages(nn.Module):
+    """Convolutions and ReLU without batch norm, with pooling that halves the image (VGG)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 8, 16, 24)
+        self.features = nn.Sequential(*[layer for n, m in zip(widths[:-1], widths[1:], strict=True) for layer in (
+            nn.Conv2d(n, m, 3, padding=1), nn.ReLU(), nn.Conv2d(m, m, 3, padding=1), nn.ReLU(inplace=True),
+            nn.MaxPool2d(2))])
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_convolutions_without_batch_norm_take_their_relu(programs: dict[int, CompiledProgram], dynamic: bool) -> None:
+    model = Stages().eval()
+    with torch.no_grad():
+        fast = mw.compile(model, torch.randn(2, 3, 64, 96), dynamic=dynamic)
+        for batch, height, width in ((2, 64, 96), *(((3, 50, 46), (1, 8, 9), (2, 64, 96)) if dynamic else ())):
+            x = torch.randn(batch, 3, height, width)
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+    for program in programs.values():
+        steps = program.program.steps
+        assert [s.relu for s in steps if isinstance(s, Conv)] == [True] * 6
+        assert not any(isinstance(s, Launch) and "relu" in s.kernel for s in steps)
+        # between the stages everything stays channels last: one copy, before the mean
+        assert sum(s.op == "aten.clone.default" for s in steps if isinstance(s, Call)) == 1
+    assert programs

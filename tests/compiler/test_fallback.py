@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -150,21 +151,43 @@ def test_graph_breaks_are_named_and_no_failure(eager_engine: None, capsys: pytes
     assert "hello" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("trouble", ["no compiler", "read-only cache"])
-def test_a_crippled_machine_still_gives_right_results(tmp_path: Path, trouble: str) -> None:
-    """In a process of its own, with the real engine."""
-    environment = {**os.environ, "MESHWRIGHT_STRICT": "0", "MESHWRIGHT_CACHE_DIR": str(tmp_path / "cache")}
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("trouble", ["no compiler", "crashing compiler", "read-only cache", "full disk"])
+def test_a_crippled_machine_still_gives_right_results(tmp_path: Path, trouble: str, strict: bool) -> None:
+    """In a process of its own, with the real engine. Strict raises one clear error where eager would have to help."""
+    environment = {**os.environ, "MESHWRIGHT_STRICT": str(int(strict)), "TMPDIR": str(tmp_path),
+                   "MESHWRIGHT_CACHE_DIR": str(tmp_path / "cache")}
+    program, error = _PROGRAM, ""
     if trouble == "no compiler":
         environment["MESHWRIGHT_CXX"] = str(tmp_path / "missing")
+        error = "ToolchainError: the C.. compiler"
+    elif trouble == "crashing compiler":
+        compiler = tmp_path / "crash"
+        compiler.write_text('#!/bin/sh\ncase "$*" in *--version*) echo crash 1.0 ;; *) kill -SEGV $$ ;; esac\n')
+        compiler.chmod(0o755)
+        environment["MESHWRIGHT_CXX"] = str(compiler)
+        error = "CompileFailure: .*crash ended with -11"
+    elif trouble == "full disk":
+        program = _FULL_DISK + program
+        error = "CacheError: the kernel cache .* is unusable .*, and so is a temporary one"
     else:
         (tmp_path / "cache").write_text("a file where the directory should be")
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, timeout=300,
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300,
                          check=False)
+    if strict and error:
+        assert run.returncode == 1
+        assert re.search(f"^meshwright.*{error}", run.stderr, re.MULTILINE), run.stderr
+        return
     assert run.returncode == 0, run.stderr
     assert "MeshwrightWarning" in run.stderr
     assert "right" in run.stdout
 
 
+# Files may not grow beyond some bytes: writing fails half way, in the cache and in every other place.
+_FULL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+"""
 _PROGRAM = """
 import torch
 import meshwright as mw

@@ -147,9 +147,38 @@ def test_compiler_with_arguments(fresh: Path, monkeypatch: pytest.MonkeyPatch) -
         assert load_shared(path).answer() == word
 
 
-def test_full_disk_compiles_elsewhere(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = f'case "$PWD" in {fresh}/cache/*) echo "final link failed: No space left on device" >&2; exit 1 ;; esac'
+@pytest.mark.parametrize("message", ["No space left on device", "Disk quota exceeded"])
+def test_full_disk_compiles_elsewhere(fresh: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    full = f'case "$PWD" in {fresh}/cache/*) echo "final link failed: {message}" >&2; exit 1 ;; esac'
     _wrapper(fresh, monkeypatch, full, fresh)
-    with pytest.warns(MeshwrightWarning, match="No space left"):
+    with pytest.warns(MeshwrightWarning, match=message):
         path = compile_shared(FORTY_TWO)
     assert load_shared(path).answer() == 42 and fresh not in path.parents
+
+
+def test_the_compilers_temporary_files_lie_in_the_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full or read-only TMPDIR does not matter where the cache is usable."""
+    monkeypatch.setenv("TMPDIR", str(fresh / "missing"))
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    wrong = f'case "$*" in *--version*) ;; *) case "$TMPDIR$LC_ALL" in {fresh}/cache/*C) ;; *) exit 1 ;; esac ;; esac'
+    _wrapper(fresh, monkeypatch, wrong, fresh)
+    assert load_shared(compile_shared(FORTY_TWO)).answer() == 42
+
+
+@pytest.mark.parametrize(("script", "message"), [
+    ("kill -SEGV $$", "ended with -11"), ("exit 0", "wrote no library"), ("exit 3", "ended with 3"),
+])
+def test_a_compiler_that_crashes_is_one_sentence(fresh: Path, monkeypatch: pytest.MonkeyPatch, script: str,
+                                                 message: str) -> None:
+    _wrapper(fresh, monkeypatch, f'case "$*" in *--version*) ;; *) {script} ;; esac', fresh)
+    with pytest.raises(CompileFailure, match=message) as caught:
+        compile_shared(FORTY_TWO)
+    Path(str(caught.value.source_path)).unlink()
+    assert default_cache().size() == (0, 0)
+
+
+def test_a_library_the_system_refuses_is_one_sentence(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    garbage = 'for out; do :; done; echo x > $out; exit 0'  # the output is the last argument
+    _wrapper(fresh, monkeypatch, f'case "$*" in *--version*) ;; *) {garbage} ;; esac', fresh)
+    with pytest.raises(ToolchainError, match="can't be loaded.*MESHWRIGHT_CACHE_DIR"):
+        load_shared(compile_shared(FORTY_TWO))
