@@ -20,7 +20,7 @@ from .cpp_split import (
     keep_part,
 )
 from .expr import Expr, product, var
-from .ir import Axis, Const, Definition, Index, Kernel, Load, Op, Stmt, Store, phases, stmt_axes, uses
+from .ir import Axis, Const, Definition, Index, Kernel, Load, Op, Reduce, Stmt, Store, phases, stmt_axes, uses
 
 
 @dataclass
@@ -121,8 +121,9 @@ class Body:
 
     # -- one sweep over the reduce axes -----------------------------------------------------------
     def _emit_pass(self, number: int, sweep: Pass) -> None:
-        last = number + 1 == len(self.passes)
-        accumulators = [accumulator(r, self.dtype[r.src], self._total(), self.plan, last) for r in sweep.reduces]
+        results = self._results() if number + 1 < len(self.passes) else {r.dst for r in sweep.reduces}
+        accumulators = [accumulator(r, self.dtype[r.src], self._total(), self.plan, r.dst in results)
+                        for r in sweep.reduces]
         for acc in accumulators:
             self.put(*acc.declare())
         if not self.plan.rows:
@@ -140,6 +141,18 @@ class Body:
             self._publish(acc)
         for buffer in (b for b in self.buffers if b.written_in == number):
             self.leaves[buffer.value] = buffer.read()
+
+    def _results(self) -> set[str]:
+        """Values that the row-level stores read without another reduction between: a mean saved beside its variance."""
+        found: set[str] = set()
+        stack = [s.value for s in self.row_stores]
+        while stack:
+            value = stack.pop()
+            if value not in found and value not in self.element:
+                found.add(value)
+                made = self.definitions[value]
+                stack.extend(() if isinstance(made, Reduce) else uses(made))
+        return found
 
     def _publish(self, acc: Accumulator) -> None:
         """Make a finished reduction readable under its SSA name."""

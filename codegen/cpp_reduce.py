@@ -138,11 +138,13 @@ class Accumulator:
         return f"float({cell})" if self.partial else cell
 
 
-def accumulator(reduce: Reduce, source: str, total: Expr, plan: LoopPlan, last: bool) -> Accumulator:
-    """How to accumulate `reduce` over `total` elements of dtype `source`; `last`: no later sweep over the row.
+def accumulator(reduce: Reduce, source: str, total: Expr, plan: LoopPlan, result: bool) -> Accumulator:
+    """How to accumulate `reduce` over `total` elements of dtype `source`; `result`: the kernel stores what becomes of
+    it, or no later sweep over the row reads it.
 
-    A sum over a row that is the kernel's result streams from memory, where adding doubles is free; a sum that a
-    later sweep over the same row consumes (a mean, softmax's denominator) reads from L1, and f32 blocks do.
+    A sum over a row that is the kernel's result is as exact as eager's, which adds in double: what cancels in a mean
+    would show. A sum that only a later sweep over the same row consumes (softmax's denominator) reads from L1, and
+    f32 blocks do.
     """
     partial = ""
     if reduce.op == "prod" and source == "f32":
@@ -151,5 +153,5 @@ def accumulator(reduce: Reduce, source: str, total: Expr, plan: LoopPlan, last: 
         short = total.is_const and total.value <= (SHORT_ROW if plan.rows else SHORT_COLUMN)
         inner = plan.reduce[-1].size
         tiny = not plan.rows and inner.is_const and inner.value < SHORT_COLUMN // 4
-        partial = "double" if (last and plan.rows) or (tiny and not short) else "" if short else "block"
+        partial = "double" if (result and plan.rows) or (tiny and not short) else "" if short else "block"
     return Accumulator(reduce, source, partial, plan)

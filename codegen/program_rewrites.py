@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..runtime.program import TORCH_DTYPES, Call, Launch, Program, Step, TensorSpec, View
-from .triton_epilogue import Bias, CannotFuse, as_epilogue
 from .expr import Expr, const, var
 from .ir import Kernel
 from .ir_text import parse_kernel
@@ -24,6 +23,7 @@ from .program_facts import ProgramFacts
 from .program_memory import size_expr, size_text
 from .schema import bind
 from .templates.triton_gemm import GemmKernel, Precision, print_gemm
+from .triton_epilogue import Bias, CannotFuse, as_epilogue
 
 MAX_STACKED = 4  # results of one product are alive at once: every decoder layer multiplies one encoder output
 _PRODUCTS = {"aten.mm.default": False, "aten.addmm.default": True}  # operator -> whether it adds a bias

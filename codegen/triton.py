@@ -309,7 +309,7 @@ class KernelPrinter:
         text, own = self.expr(e), expr_dims(self.kernel, e, self.dims)
         if own == dims:
             return text if len(e.terms) == 1 else f"({text})"
-        if not own:
+        if not own and not any(v.startswith("%") for v in e.symbols()):  # a value may be a block of one element
             return f"tl.full({self.shape(dims)}, {text}, INDEX)"
         return f"tl.broadcast_to({text}, {self.shape(dims)})"
 

@@ -1,8 +1,9 @@
 """Running a printed Triton module in Triton's interpreter, on CPU tensors.
 
 The interpreter has no `libdevice`, folds a custom reduction element by element in Python, truncates where bf16 should
-round and multiplies its raw bits, so in an interpreted copy of a module those names stand for NumPy versions. The
-kernels themselves are interpreted exactly as printed.
+round and multiplies its raw bits, so in an interpreted copy of a module those names stand for NumPy versions; `range`
+takes interpreted scalars, which Triton 3.6 can't make integers of under NumPy 2.4. The kernels themselves are
+interpreted as printed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ def make_interpreted(module: ModuleType) -> None:
             setattr(module, name, _dot)
         elif hasattr(value, "fn") and getattr(value.fn, "__module__", None) == module.__name__:
             setattr(module, name, InterpretedFunction(value.fn))
+    module.range = _range  # type: ignore[attr-defined]
     module.libdevice = SimpleNamespace(**{n: _lift(f) for n, f in _LIBDEVICE.items()})  # type: ignore[attr-defined]
+
+
+def _range(*bounds: Any) -> range:
+    """`range` over Python integers and interpreted scalars, which are arrays of one element."""
+    return range(*[int(b.handle.data.item()) if hasattr(b, "handle") else b for b in bounds])
 
 
 def _lift(function: Callable[..., Array]) -> Callable[..., Any]:

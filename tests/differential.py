@@ -29,9 +29,16 @@ POISON = 0x5B  # fills outputs before a kernel runs, so that an element it does 
 
 def trace(function: Callable[..., Any], inputs: Sequence[torch.Tensor], dynamic: bool = False) -> fx.GraphModule:
     """The ATen graph of `function(*inputs)`, functional but for `copy_` into mutated inputs at its end."""
-    functional = torch.func.functionalize(function, remove="mutations")
+    gm = _functional(function, inputs, dynamic)
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    if any(_is_effect(n) and n.args[0] not in placeholders for n in gm.graph.nodes):
+        gm = _functional(gm, inputs, dynamic)  # a composite operator was taken apart below functionalization
+    return gm
+
+
+def _functional(function: Callable[..., Any], inputs: Sequence[torch.Tensor], dynamic: bool) -> fx.GraphModule:
     gm = make_fx(
-        functional,
+        torch.func.functionalize(function, remove="mutations"),
         decomposition_table=decompositions(),
         tracing_mode="symbolic" if dynamic else "fake",
         _allow_non_fake_inputs=True,

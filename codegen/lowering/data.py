@@ -113,6 +113,8 @@ def _gather(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     sizes = shape_of(source.meta["val"]).sizes
     if not sizes:
         return b.eval(source, ())
+    if indices.meta["val"].dim() not in (0, len(sizes)):
+        raise CannotLower("gather by an empty index of another rank")  # eager takes any rank where nothing is gathered
     dim %= len(sizes)
     at, inside = _gathered(b, b.eval(indices, index), sizes[dim], wrap=False)
     return b.masked(inside, lambda: b.eval(source, (*index[:dim], at, *index[dim + 1:])))

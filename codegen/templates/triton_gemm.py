@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...runtime.triton_launch import Configure, Launch, TritonKernel
-from ..triton_epilogue import ACC
 from ..expr import Expr
 from ..ir import Buffer, Const, Index, Kernel, Load, Op, Store
 from ..triton import KernelPrinter, check_names, index_bound, module_of
 from ..triton_config import INDEX_LIMIT
+from ..triton_epilogue import ACC
 from ..triton_schedule import live_elements
 
 Precision = Literal["exact", "tf32"]

@@ -23,6 +23,7 @@ from meshwright.codegen.ir import IRError
 from meshwright.codegen.ir_text import parse_kernel
 from meshwright.runtime.toolchain import BASE_FLAGS, toolchain
 
+from ..differential import KernelGraph, compile_graphs, difference, trace
 from .cases import Case, all_cases, check, floats
 
 CASES = {c.name: c for c in all_cases()}
@@ -188,3 +189,14 @@ def test_a_bad_index_is_reported_after_the_rest_was_done() -> None:
         with pytest.raises(IndexError, match="index out of range in pick"):
             run([places, table, out])
         assert out[500] == 0 and torch.equal(out[501:], table[places[501:]])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_stored_mean_that_cancels_is_as_exact_as_eagers(dynamic: bool) -> None:
+    """The variance reads the mean in a later sweep, and it is a result, too: eager adds it in double."""
+    x = torch.randn(4, 999, generator=torch.Generator().manual_seed(0)) * 100
+    x -= x.mean(1, keepdim=True)
+    graph = KernelGraph(trace(lambda x: torch.var_mean(x, 1), [x], dynamic))
+    found = graph.run([x], compile_graphs([graph], "cpp"))
+    for got, eager, truth in zip(found, torch.var_mean(x, 1), torch.var_mean(x.double(), 1), strict=True):
+        assert difference(got, eager, truth) is None

@@ -88,12 +88,14 @@ def test_grouping_twice_gives_the_same() -> None:
 
 
 def test_what_the_ir_has_no_form_for_is_refused_not_raised() -> None:
-    """min of bools and index_select of a scalar run as ATen; the rest of the graph still fuses."""
-    def function(m: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return m.min(0)[0], x.index_select(0, torch.zeros(1, dtype=torch.long)), torch.tanh(m * 2.0)
-    found, rejected = group(trace(function, [torch.ones(4, 3, dtype=torch.bool), torch.tensor(1.0)]).graph)
+    """min of bools, index_select of a scalar and a gather of nothing run as ATen; the rest of the graph still fuses."""
+    def function(m: torch.Tensor, x: torch.Tensor, none: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        picked = x.index_select(0, torch.zeros(1, dtype=torch.long))
+        return m.min(0)[0], picked, torch.tanh(m * 2.0), x[None].gather(0, none)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    found, rejected = group(trace(function, [torch.ones(4, 3, dtype=torch.bool), torch.tensor(1.0), none]).graph)
     assert any("tanh" in str(n.target) for g in found for n in g.nodes)
-    assert any("scalar" in r.reason for r in rejected) and any("b1" in r.reason for r in rejected)
+    assert all(any(why in r.reason for r in rejected) for why in ("scalar", "b1", "another rank"))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

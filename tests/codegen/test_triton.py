@@ -273,3 +273,20 @@ def test_a_scalar_guard_becomes_a_block() -> None:
     w, y = torch.randn(5, 8), torch.empty(8)
     triton_kernel(kernel)([torch.tensor(2), w, y], [])
     assert torch.equal(y, w[2])
+
+
+def test_an_index_computed_from_scalars_becomes_a_block() -> None:
+    """A gather by a 0-d index that met a constant: a block of one element by then, not a scalar."""
+    kernel = parse_kernel("""kernel pick(i: i64, w: f32 -> y: f32)
+  axes
+  %0: i64 = load i[0]
+  %1: i64 = const 2
+  %2: b1 = lt %0, %1
+  %3: i64 = where %2, %0, %1
+  %4: f32 = load w[%3] if %2 else 0
+  store y[0] = %4
+""")
+    w, y = torch.randn(5), torch.empty(())
+    triton_kernel(kernel)([torch.tensor(1), w, y], [])
+    assert torch.equal(y, w[1])
+    compiled_clean([kernel], "sm_90")

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshwright.codegen.aot import TARGETS, AotReport, compile_gemms_ahead
-from meshwright.codegen.triton_epilogue import Bias, CannotFuse, as_epilogue
 from meshwright.codegen.expr import const, parse_expr, var
 from meshwright.codegen.ir_text import parse_kernel, print_kernel
 from meshwright.codegen.templates.triton_gemm import (
@@ -27,6 +26,7 @@ from meshwright.codegen.templates.triton_gemm import (
 )
 from meshwright.codegen.triton import module_of
 from meshwright.codegen.triton_config import INDEX_LIMIT
+from meshwright.codegen.triton_epilogue import Bias, CannotFuse, as_epilogue
 from meshwright.runtime.triton_launch import Launch, TritonKernel
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.torch_version import TorchVersion
 
 from ..differential import KernelGraph, Printer, compile_graphs, difference, flat, trace, widen
 from .program import Line, Program
@@ -33,11 +34,21 @@ class Run:
 
 def plan(program: Program) -> list[Run]:
     """Static sizes; symbolic ones called with others than traced; a size of zero where the program allows it."""
-    out = [Run(program, program.sizes, program.sizes, False), Run(program, program.sizes, program.other_sizes, True)]
+    out = [Run(program, program.sizes, program.sizes, False)]
+    if _traces_with_symbols(program):
+        out.append(Run(program, program.sizes, program.other_sizes, True))
+    else:
+        out.append(Run(program, program.other_sizes, program.other_sizes, False))
     for name in program.zero:
         empty = {**program.other_sizes, name: 0}
         out.append(Run(program, empty, empty, False))
     return out
+
+
+def _traces_with_symbols(program: Program) -> bool:
+    """False where torch 2.11 stops with an internal assertion: `make_fx` over `torch.func.grad` of `index_select`
+    with symbolic sizes. (AOTAutograd, through which models are compiled, takes another way.)"""
+    return TorchVersion(torch.__version__) >= (2, 12) or not (program.has_grad and "index_select" in program.source())
 
 
 @dataclass(frozen=True)

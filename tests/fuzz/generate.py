@@ -73,7 +73,6 @@ INT_UNARY = (
     "{0}.to(torch.int64)",
     "{0}.clone()",
     "{0} ** 2",
-    "({0} * 77).to(torch.int8).to(torch.int32)",
     "({0} > 0).to(torch.int64).argmax(-1, keepdim=True) + {0}",
 )
 INT_BINARY = (
@@ -99,6 +98,13 @@ ROUNDING = (
     "({0} * 4.0).to(torch.int64)",
     "torch.floor({0})",
     "torch.round({0} * 2.0)",
+)
+# Whatever the operand, also 0, 1 and True, some results wrap around; the values stay small.
+OVERFLOWS = (
+    "({0} * 77 + 200).to(torch.int8).to(torch.int64)",
+    "({0} * 77 - 1).to(torch.uint8).to(torch.int32)",
+    "({0} * 9999 + 40000).to(torch.int16).to(torch.int64) % 97",
+    "({0}.to(torch.int32) * 1500000000 + 1500000000) % 7",
 )
 MUTATIONS = (
     "{0}.add_({1})",
@@ -166,10 +172,11 @@ class Generator:
             self._gather,
             self._join,
             self._round,
+            self._overflow,
             self._library,
             self._mutate,
         )
-        weights = (20, 12, 12, 10, 10, 12, 7, 6, 5, 5, 5, 4, 4, 6)
+        weights = (20, 12, 12, 10, 10, 12, 7, 6, 5, 5, 5, 4, 4, 4, 6)
         while len(self.lines) < self.count and self.tried < 40 * self.count:
             self.random.choices(steps, weights)[0]()
         made = Program(
@@ -296,6 +303,11 @@ class Generator:
         value = self._pick("float", exact=True)
         if value is not None and value.tensor.dtype is torch.float32:
             self._add(self.random.choice(ROUNDING), [value], value.shape)
+
+    def _overflow(self) -> None:
+        value = self._pick("int", "bool")
+        if value is not None:
+            self._add(self.random.choice(OVERFLOWS), [value], value.shape)
 
     def _where(self) -> None:
         mask, value = self._pick("bool"), self._pick("float", "float", "int")

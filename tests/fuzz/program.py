@@ -125,10 +125,11 @@ class Program:
 
 
 def namespace(wide: bool) -> dict[str, Any]:
-    """What a program's text may name."""
+    """What a program's text may name. Casts always copy: a mutation reaches the same tensors in the wide run, where
+    every cast is one to the same dtype."""
 
     def keep(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda x: x.to(torch.float64 if wide else dtype)
+        return lambda x: x.to(torch.float64 if wide else dtype, copy=True)
 
     return {
         "torch": torch,

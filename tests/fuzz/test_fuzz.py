@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ..differential import Printer
 from ..scale import size
 from .check import Failure, failures, plan, shrink
 from .generate import Generator, generate, runs
+from .program import namespace
 
 BATCH = 8  # programs whose kernels are compiled together
 CPP_SEEDS, TRITON_SEEDS = size(16, 400), size(8, 120)
@@ -45,6 +47,16 @@ def test_programs_are_repeatable_and_valid() -> None:
         assert program == generate(seed) and program.source() == generate(seed).source()
         assert 5 <= len(program.lines) <= 60
         assert runs(program, program.sizes) and runs(program, program.other_sizes)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_mutation_reaches_the_same_tensors_in_the_wide_run(wide: bool) -> None:
+    space = namespace(wide)
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        x = torch.zeros(3, dtype=torch.float64 if wide else dtype)
+        for name in ("f32", "bf16", "f64"):
+            space[name](x).add_(1)
+        assert not x.any()
 
 
 def test_programs_cover_what_they_promise() -> None:

@@ -12,7 +12,7 @@ from .check import Graphs, compared, plan, traced
 from .generate import generate
 from .planted import PLANTED, Bug
 
-BATCH, BATCHES = 6, 6  # seeds tried per bug at most: 36
+BATCH, BATCHES = 6, 8  # seeds tried per bug at most: 48
 NEEDED = 18
 
 

@@ -1,34 +1,24 @@
 MW_KERNEL void layer_norm_768(const float* x, const float* r, const float* w, const float* b, float* h, float* y, float* mean, float* rstd, int64_t s0, int64_t begin, int64_t end) {
   for (int64_t p0 = begin; p0 < end; ++p0) {
     double v3_acc = 0;
-    for (int64_t r0_lo = 0; r0_lo < 768; r0_lo += 128) {
-      const int64_t r0_hi = mw_min(r0_lo + 128, int64_t(768));
-      float v3_part = 0;
-      #pragma omp simd reduction(+:v3_part)
-      for (int64_t r0 = r0_lo; r0 < r0_hi; ++r0) {
-        const float v0 = x[768*p0 + r0];
-        const float v1 = r[768*p0 + r0];
-        const float v2 = v0 + v1;
-        v3_part += v2;
-      }
-      v3_acc += v3_part;
+    #pragma omp simd reduction(+:v3_acc)
+    for (int64_t r0 = 0; r0 < 768; ++r0) {
+      const float v0 = x[768*p0 + r0];
+      const float v1 = r[768*p0 + r0];
+      const float v2 = v0 + v1;
+      v3_acc += v2;
     }
     const float v3 = float(v3_acc);
     double v8_acc = 0;
     const float v5 = v3 / 768.f;
-    for (int64_t r0_lo = 0; r0_lo < 768; r0_lo += 128) {
-      const int64_t r0_hi = mw_min(r0_lo + 128, int64_t(768));
-      float v8_part = 0;
-      #pragma omp simd reduction(+:v8_part)
-      for (int64_t r0 = r0_lo; r0 < r0_hi; ++r0) {
-        const float v0 = x[768*p0 + r0];
-        const float v1 = r[768*p0 + r0];
-        const float v2 = v0 + v1;
-        const float v6 = v2 - v5;
-        const float v7 = v6 * v6;
-        v8_part += v7;
-      }
-      v8_acc += v8_part;
+    #pragma omp simd reduction(+:v8_acc)
+    for (int64_t r0 = 0; r0 < 768; ++r0) {
+      const float v0 = x[768*p0 + r0];
+      const float v1 = r[768*p0 + r0];
+      const float v2 = v0 + v1;
+      const float v6 = v2 - v5;
+      const float v7 = v6 * v6;
+      v8_acc += v7;
     }
     const float v8 = float(v8_acc);
     const float v9 = v8 / 768.f;
