@@ -42,6 +42,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/predicted_vs_measured.py
 	$(BIN)/python benchmarks/kernels_aot.py
 	$(BIN)/python benchmarks/gemm_epilogue.py
+	$(BIN)/python benchmarks/planner_vs_galvatron.py
+	$(BIN)/python benchmarks/collectives_vs_measured.py
 
 wheel: $(VENV)/.demo
 	$(PIP) wheel --no-deps --wheel-dir dist .

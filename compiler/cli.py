@@ -1,4 +1,4 @@
-"""The command line: `meshwright explain`, `kernels`, `plan`, `doctor`. `--help` imports neither torch nor rich."""
+"""The command line: `explain`, `kernels`, `plan`, `cluster`, `doctor`. `--help` imports neither torch nor rich."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ app = typer.Typer(name="meshwright", no_args_is_help=True, rich_markup_mode=None
                   pretty_exceptions_enable=False, help="Compile PyTorch models and show what was done.")
 MODEL_HELP = ("A preset (bert-base, gpt2, llama-tiny, minilm, resnet-50, vit-base, …), a Hugging Face config.json or "
               "its directory, or module:callable that returns (nn.Module, example_inputs).")
+CLUSTER_HELP = 'Nodes x GPUs per node and a device, such as "8x8 h100-sxm", or a cluster file (YAML).'
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Batch = Annotated[int, typer.Option(min=1, help="Batch size of the example.")]
@@ -106,6 +107,19 @@ def doctor(as_json: Json = False) -> None:
     _print(found.as_dict() if as_json else found)
     if not found.can_compile_for_cpu:
         raise typer.Exit(1)
+
+
+@app.command()
+def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=CLUSTER_HELP)],
+            mesh: Annotated[str | None, typer.Option(help="Groups to price: the axes of a mesh with their degrees, "
+                                                          "neighbouring ranks first, such as tp=8,dp=8; by default "
+                                                          "groups of consecutive GPUs.")] = None,
+            as_json: Json = False) -> None:
+    """Print the links of CLUSTER, how groups lie in it and how long their collectives take."""
+    from .cluster_command import describe
+
+    found = describe(description, mesh)
+    _print(found.as_dict() if as_json else found)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,47 @@
 """Published descriptions of GPUs. Every number has its source beside it; peaks are dense (no 2:4 sparsity).
 
-Sources
-  [A100]   NVIDIA A100 Tensor Core GPU datasheet (A100 80GB SXM column) and the Ampere GA100 architecture white paper.
-  [H100]   NVIDIA H100 Tensor Core GPU datasheet (SXM column; its figures are with sparsity, halved here) and the
-           Hopper architecture white paper.
-  [H200]   NVIDIA H200 Tensor Core GPU datasheet (SXM column): the H100's compute, 141 GB, 4.8 TB/s.
-  [B200]   NVIDIA HGX B200 figures per GPU at 1000 W; 148 SMs and 126 MB of L2 as reported by the device (Chips and
-           Cheese, "Nvidia's B200: Keeping the CUDA Juggernaut Rolling").
-  [L2]     L2 bandwidth of A100 (7219 GB/s) and H100 (8986 GB/s): Table 3 of doi:10.1016/j.ultsonch.2023.106546.
-           None is published for the B200: twice the H100's (two dies of that kind) stands in, an estimate.
-  [SFU]    CUDA C++ Programming Guide, arithmetic throughput: 16 special functions per SM and clock on 8.0, 9.0, 10.0;
-           64 (8.0) or 128 (9.0, 10.0) fp32 results. Division and square root go through the same units.
-  [graphs] "Getting Started with CUDA Graphs", NVIDIA developer blog, 2019: 3.4 µs per 2.9 µs kernel under graph replay,
-           so 0.5 µs of launch; 3.8 µs with overlapped stream launches.
-  [eager]  About 5 µs of CPU work per eager operator is the lower end of what is reported for PyTorch on servers; see
-           Fernandez et al., "The Framework Tax", EMNLP 2023, for how it bounds small models.
+Sources, with what they say (TFLOP/s; a star: given with sparsity, halved here)
+  [A100]   NVIDIA A100 Tensor Core GPU datasheet, SXM: fp64 tensor 19.5, fp32 19.5, tf32 156, bf16 and fp16 312, int8
+           624; 80 GB at 2039 GB/s, 40 GB at 1555 GB/s. Ampere GA100 white paper: 108 SMs, 1410 MHz, L2 of 40 MB (a
+           device query prints 41,943,040 bytes, so MiB).
+  [H100]   NVIDIA H100 Tensor Core GPU datasheet, SXM: fp64 tensor and fp32 67, tf32 989*, bf16 and fp16 1979*, fp8 and
+           int8 3958*; 80 GB at 3.35 TB/s. Hopper architecture white paper: the dense figures with a digit more (494.7,
+           989.4, 1978.9), 132 SMs, L2 of 50 MB, 1980 MHz outside tensor cores (67 TFLOP/s = 132 · 128 · 2 · 1.98 GHz).
+  [H100P]  The same two, PCIe: fp64 tensor and fp32 51, tf32 756*, bf16 and fp16 1513*, fp8 and int8 3026*; 80 GB of
+           HBM2e at 2000 GB/s, 114 SMs, L2 of 50 MB; 51 TFLOP/s = 114 · 128 · 2 · 1.755 GHz.
+  [H100T]  torchtitan, benchmarks/llama3_h100_202412_torchtitan.md: "96GB HBM2e with 2.4 TB/sec", 500 W. Assumption: no
+           document gives this part's peaks, the SXM part's stand in; at 500 W they are an upper bound.
+  [H200]   NVIDIA H200 Tensor Core GPU datasheet, SXM: the H100's compute figures, 141 GB at 4.8 TB/s.
+  [B200]   NVIDIA Blackwell architecture technical brief, HGX B200 at 1000 W: fp64 40, fp32 80, tf32 2200*, bf16 and
+           fp16 4500*, fp8 and int8 9000*, fp4 18000*; 8 TB/s. DGX B200 datasheet: 1,440 GB for eight GPUs, so 180 GB
+           each (the brief's 192 GB is what the stacks hold; MLPerf system descriptions say "NVIDIA B200-SXM-180GB"
+           too). Chips and Cheese, "Nvidia's B200: Keeping the CUDA Juggernaut Rolling": 148 SMs, clocks like the H100
+           SXM's. Assumption: L2 of 126 MB (two dies; no document found that says it).
+  [GB200]  NVIDIA GB200 NVL72 datasheet, per rack of 72: fp8 720 PFLOP/s*, fp4 1440*, 13.4 TB of memory (MLPerf system
+           descriptions: "GB200 186 GB"). The technical brief, at 1200 W: tf32 2500*, bf16 and fp16 5000*, fp8 and int8
+           10000*, fp4 20000*. Assumption: fp64 40 and fp32 80 as on the B200, because documents disagree (the brief:
+           45 and 90).
+  [V100]   Volta GV100 white paper, SXM2: 80 SMs, 1530 MHz, fp64 7.8, fp32 15.7, tensor 125 (80 · 8 · 64 · 2 · 1.53
+           GHz), 900 GB/s, L2 of 6144 KB; V100 datasheet: 32 GB. No bf16, tf32, fp8 or int8 tensor operations.
+  [4090]   NVIDIA Ada GPU architecture white paper, GeForce RTX 4090: 128 SMs, 2520 MHz, fp32 82.6; tensor peaks with
+           fp32 accumulation: tf32 82.6, bf16 and fp16 165.2, fp8 330.3, int8 660.6; 24 GB at 1008 GB/s, L2 of 72 MB.
+  [L2]     Table 3 of doi:10.1016/j.ultsonch.2023.106546, peak L2 bandwidth: V100 3133, A100 7219, H100 8986 GB/s (2048
+           and twice 5120 bytes per clock). Assumptions: all H100 and H200 parts share the die and that figure; B200
+           and GB200 have two dies of that kind, so twice; the RTX 4090's is five times its memory's (nothing
+           published; the A100-80's is 3.5 times, its cache is half as large).
+  [SFU]    Assumption: 16 special functions per SM and clock on every part, division and square root through the same
+           units, and 1.965 GHz for the B200. Verda, "NVIDIA GB300 NVL72: GPU Architecture & Performance", gives the
+           B200 and GB200 5 · 10¹² exponentials per second; 148 · 16 · 1.965 GHz are 4.7 · 10¹².
 
-The efficiencies are assumptions until `meshwright profile` measures them: 0.9 of peak bandwidth for streaming kernels
-(STREAM-like copies reach that on these parts), 0.7 of the tensor-core peak for matrix products.
+Read in the original: torchtitan's page, the table of [L2], Chips and Cheese, Verda, the MLPerf system descriptions. The
+vendor's data sheets, white papers and briefs were compared through transcriptions of their tables: glennklockwood.com
+for A100, H100 and B200, archive-lib.hpctech.co.jp for both H100, the PC2 Paderborn wiki for the A100, waredb.com for
+the RTX 4090, techrival.com and hardwaretimes.com for the V100, aiwiki.ai for the GB200.
+
+Assumptions, no document: 0.5 µs for a kernel launch inside a CUDA graph, 5 µs for an eager operator and 2 µs for a
+view (Fernandez et al., "The Framework Tax", EMNLP 2023, shows how such a constant bounds small models); the
+efficiencies, until `meshwright profile` measures them: 0.9 of peak bandwidth for streaming kernels, 0.7 of the
+tensor-core peak for matrix products, 0.6 for attention.
 """
 
 from __future__ import annotations
@@ -45,38 +69,67 @@ def _gpu(name: str, *, peaks_tflops: Mapping[str, float], memory_gb: float, memo
                 MemoryLevel(math.inf, memory_bytes_per_s, memory_bytes_per_s)),
         # uncoalesced accesses are counted in bytes, and a GPU runs dependent steps of many rows side by side
         rates=ElementRates(simple_per_s, special_per_s, special_per_s, simple_per_s, simple_per_s),
-        eager_op_s=5e-6, eager_view_s=2e-6,  # [eager]; a view does not launch
-        kernel_launch_s=0.5e-6,  # [graphs]
+        eager_op_s=5e-6, eager_view_s=2e-6, kernel_launch_s=0.5e-6,  # assumptions
         memory_bytes=memory_gb * GB, efficiency=_EFFICIENCY)
 
 
-_HOPPER_TFLOPS = {  # [H100], [H200]
-    "float64": 67.0, "float32": 67.0, "tfloat32": 494.7, "bfloat16": 989.4, "float16": 989.4,
-    "float8_e4m3fn": 1978.9, "float8_e5m2": 1978.9, "int8": 1978.9,
-}
+_AMPERE_TFLOPS = {"float64": 19.5, "float32": 19.5, "tfloat32": 156.0, "bfloat16": 312.0, "float16": 312.0,
+                  "int8": 624.0}  # [A100]
+_HOPPER_TFLOPS = {"float64": 67.0, "float32": 67.0, "tfloat32": 494.7, "bfloat16": 989.4, "float16": 989.4,
+                  "float8_e4m3fn": 1978.9, "float8_e5m2": 1978.9, "int8": 1978.9}  # [H100], [H200]
 
 PRESETS: dict[str, Device] = {d.name: d for d in (
-    _gpu("a100-80",
-         peaks_tflops={"float64": 19.5, "float32": 19.5, "tfloat32": 156.0, "bfloat16": 312.0, "float16": 312.0,
-                       "int8": 624.0},  # [A100]
+    _gpu("a100-80", peaks_tflops=_AMPERE_TFLOPS,
          memory_gb=80, memory_bytes_per_s=2039 * GB,  # [A100]
+         l2_bytes=40 * MIB, l2_bytes_per_s=7219 * GB,  # [A100], [L2]
+         vector_fp32_tflops=19.5, sm_count=108, clock_hz=1.41e9),  # [A100]
+    _gpu("a100-40", peaks_tflops=_AMPERE_TFLOPS,
+         memory_gb=40, memory_bytes_per_s=1555 * GB,  # [A100]
          l2_bytes=40 * MIB, l2_bytes_per_s=7219 * GB,  # [A100], [L2]
          vector_fp32_tflops=19.5, sm_count=108, clock_hz=1.41e9),  # [A100]
     _gpu("h100-sxm", peaks_tflops=_HOPPER_TFLOPS,
          memory_gb=80, memory_bytes_per_s=3350 * GB,  # [H100]
          l2_bytes=50 * MIB, l2_bytes_per_s=8986 * GB,  # [H100], [L2]
-         vector_fp32_tflops=67.0, sm_count=132, clock_hz=1.98e9),  # [H100]; the clock follows from 67 TFLOP/s
+         vector_fp32_tflops=67.0, sm_count=132, clock_hz=1.98e9),  # [H100]
     _gpu("h200", peaks_tflops=_HOPPER_TFLOPS,
          memory_gb=141, memory_bytes_per_s=4800 * GB,  # [H200]
          l2_bytes=50 * MIB, l2_bytes_per_s=8986 * GB,  # the H100's die
-         vector_fp32_tflops=67.0, sm_count=132, clock_hz=1.98e9),
+         vector_fp32_tflops=67.0, sm_count=132, clock_hz=1.98e9),  # the H100's die
+    _gpu("h100-96-hbm2e", peaks_tflops=_HOPPER_TFLOPS,  # assumption: [H100T]
+         memory_gb=96, memory_bytes_per_s=2400 * GB,  # [H100T]
+         l2_bytes=50 * MIB, l2_bytes_per_s=8986 * GB,  # the H100's die
+         vector_fp32_tflops=67.0, sm_count=132, clock_hz=1.98e9),  # assumption: [H100T]
+    _gpu("h100-pcie",
+         peaks_tflops={"float64": 51.0, "float32": 51.0, "tfloat32": 378.0, "bfloat16": 756.5, "float16": 756.5,
+                       "float8_e4m3fn": 1513.0, "float8_e5m2": 1513.0, "int8": 1513.0},  # [H100P]
+         memory_gb=80, memory_bytes_per_s=2000 * GB,  # [H100P]
+         l2_bytes=50 * MIB, l2_bytes_per_s=8986 * GB,  # [H100P], [L2]
+         vector_fp32_tflops=51.0, sm_count=114, clock_hz=1.755e9),  # [H100P]
+    _gpu("v100",
+         peaks_tflops={"float64": 7.8, "float32": 15.7, "float16": 125.0},  # [V100]
+         memory_gb=32, memory_bytes_per_s=900 * GB,  # [V100]
+         l2_bytes=6 * MIB, l2_bytes_per_s=3133 * GB,  # [V100], [L2]
+         vector_fp32_tflops=15.7, sm_count=80, clock_hz=1.53e9),  # [V100]
+    _gpu("rtx-4090",
+         peaks_tflops={"float32": 82.6, "tfloat32": 82.6, "bfloat16": 165.2, "float16": 165.2,
+                       "float8_e4m3fn": 330.3, "float8_e5m2": 330.3, "int8": 660.6},  # [4090]
+         memory_gb=24, memory_bytes_per_s=1008 * GB,  # [4090]
+         l2_bytes=72 * MIB, l2_bytes_per_s=5 * 1008 * GB,  # [4090]; assumption: [L2]
+         vector_fp32_tflops=82.6, sm_count=128, clock_hz=2.52e9),  # [4090]
+    _gpu("gb200",
+         peaks_tflops={"float64": 40.0, "float32": 80.0, "tfloat32": 1250.0, "bfloat16": 2500.0, "float16": 2500.0,
+                       "float8_e4m3fn": 5000.0, "float8_e5m2": 5000.0, "int8": 5000.0,
+                       "float4_e2m1fn_x2": 10000.0},  # [GB200]; float64 and float32 are assumptions
+         memory_gb=186, memory_bytes_per_s=8000 * GB,  # [GB200], [B200]
+         l2_bytes=126 * MIB, l2_bytes_per_s=2 * 8986 * GB,  # the B200's dies
+         vector_fp32_tflops=80.0, sm_count=148, clock_hz=1.965e9),  # the B200's dies
     _gpu("b200",
          peaks_tflops={"float64": 40.0, "float32": 80.0, "tfloat32": 1100.0, "bfloat16": 2250.0, "float16": 2250.0,
                        "float8_e4m3fn": 4500.0, "float8_e5m2": 4500.0, "int8": 4500.0,
                        "float4_e2m1fn_x2": 9000.0},  # [B200]
-         memory_gb=192, memory_bytes_per_s=8000 * GB,  # [B200]
-         l2_bytes=126 * MIB, l2_bytes_per_s=2 * 8986 * GB,  # [B200], [L2]
-         vector_fp32_tflops=80.0, sm_count=148, clock_hz=1.965e9),  # [B200]
+         memory_gb=180, memory_bytes_per_s=8000 * GB,  # [B200]
+         l2_bytes=126 * MIB, l2_bytes_per_s=2 * 8986 * GB,  # [B200]; assumption: [L2]
+         vector_fp32_tflops=80.0, sm_count=148, clock_hz=1.965e9),  # [B200]; assumption: [SFU]
 )}
 
 
