@@ -165,15 +165,16 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
         how = {m: SPLIT_NOW if m & ~INSIDE == SPLIT else None for m in methods}
     # In a model, a weight comes from memory each time; so it must here (where nothing can be evicted, from beyond L2).
     cold = torch.empty(_COLD_FLOATS, **HOST_FLOATS)
-    read: list[tuple[int, int]] = []
+    read: dict[int, tuple[int, int]] = {}
     if weight is not None and tensor is not None:  # an expanded weight has fewer bytes than elements
         reach = (K - 1) * weight.stride_k + (N - 1) * weight.stride_n + 1
-        read = [(address, 4 * reach), *((copy.data_ptr(), copy.numel()) for copy in copies.values())]
+        read = {LIBRARY: (address, 4 * reach), **{m: (copy.data_ptr(), copy.numel()) for m, copy in copies.items()}}
 
-    def make_cold(_: int) -> None:
-        cold.zero_()
-        for memory in read:
-            library.mw_evict(*memory)
+    def make_cold(run: int) -> None:
+        if read:
+            library.mw_evict(*read[methods[run] if methods[run] == LIBRARY else methods[run] & ~INSIDE])
+        else:
+            cold.zero_()
 
     sides = [ProductStruct(N, address, *strides_b, None, 0, out.data_ptr(), N, how[method]) for method in methods]
     runs: list[Callable[[], Any]] = [

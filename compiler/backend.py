@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +20,7 @@ from torch import fx
 
 from ..runtime import torch_compat
 from ..runtime.locks import ForkSafeLock
-from .guard import Boxed, GuardedGraph, eager_boxed, fall_back
+from .guard import Boxed, GuardedGraph, describe, eager_boxed, fall_back
 from .report import GraphKind, Report
 from .settings import CompileSettings, resolve
 
@@ -146,20 +144,6 @@ def _engine() -> Callable[..., CompiledGraph]:
     from .aten import compile_aten_graph
 
     return compile_aten_graph
-
-
-def describe(gm: fx.GraphModule) -> str:
-    """`file:line` where the user's code begins to make this graph, or its name."""
-    for node in gm.graph.nodes:
-        trace = node.meta.get("stack_trace") if node.op == "call_function" else None
-        frames = _FRAME.findall(trace or "")
-        users = [(file, line) for file, line in frames if Path(file).parent != Path(__file__).parent]
-        if users:
-            return ":".join(users[-1])
-    return type(gm).__name__
-
-
-_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 
 
 def _report_break(gm: fx.GraphModule, report: Report) -> None:

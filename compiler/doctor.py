@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+from rich.markup import escape
+
 from ..runtime import cache
 from ..runtime.errors import MeshwrightError
 from ..runtime.isa import current_isa
@@ -80,6 +82,23 @@ class Diagnosis:
         """Plain values, for JSON."""
         return {**asdict(self), "checks": [asdict(check) for check in self.checks], "gpus": list(self.gpus),
                 "targets": list(self.targets)}
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table("", "check", "seen", "what to do", title=f"Python {self.python} on {self.platform}")
+        for check in self.checks:
+            table.add_row("ok" if check.ok else "[red]no[/]", check.name, escape(check.detail), escape(check.advice))
+        versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in self.packages.items())
+        lines = [f"packages: {versions}", f"GPUs: {', '.join(self.gpus) or 'none'}",
+                 f"targets: {', '.join(self.targets) or 'none'}"]
+        if self.cache is not None:
+            limit = f" of at most {self.cache.limit_bytes / 2**30:.1f} GiB" if self.cache.limit_bytes else ""
+            kept = " (until this process ends)" if self.cache.temporary else ""
+            lines.append(f"kernel cache: {self.cache.entries} entries, {self.cache.size_bytes / 2**20:.0f} MiB{limit}, "
+                         f"{self.cache.free_bytes / 2**30:.0f} GiB free, in {self.cache.directory}{kept}")
+        return Group(table, *map(escape, lines))
 
 
 def examine() -> Diagnosis:

@@ -9,10 +9,12 @@ half written.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from .report import GraphReport, Report
 from .settings import CompileSettings
 
 log = logging.getLogger(__name__)
+_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 Boxed = Callable[[list[Any]], Any]
 
 
@@ -37,6 +40,17 @@ def fall_back(report: Report, where: str, error: BaseException) -> None:
         warnings.warn(MeshwrightWarning(
             f"{where} runs eagerly because Meshwright failed on it ({reason}). The results are right, only not faster; "
             "MESHWRIGHT_STRICT=1 raises the error instead."), stacklevel=3)
+
+
+def describe(gm: fx.GraphModule) -> str:
+    """`file:line` where the user's code begins to make this graph, or its name."""
+    for node in gm.graph.nodes:
+        trace = node.meta.get("stack_trace") if node.op == "call_function" else None
+        frames = _FRAME.findall(trace or "")
+        users = [(file, line) for file, line in frames if Path(file).parent != Path(__file__).parent]
+        if users:
+            return ":".join(users[-1])
+    return type(gm).__name__
 
 
 def first_line(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from ..runtime.settings import settings as environment_settings
 from .artifact_verify import verify_program
 from .build_program import Built, Runner, build_kernels, build_program, choice_options, kernel_report, settle, submit
 from .graph_key import Unkept, graph_key, symbols_of
-from .guard import GuardedGraph
+from .guard import GuardedGraph, describe
 from .program_builder import is_effect
 from .report import CandidateRow, GraphReport, Note, Report
 from .settings import CompileSettings
@@ -51,7 +51,7 @@ RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "StrictGreaterThan": operator.gt, "GreaterThan": operator.ge}
 ATOMS: dict[str, Callable[[Any, Any], Any]] = {
     "floordiv": operator.floordiv, "mod": operator.mod, "max": torch.sym_max, "min": torch.sym_min}
-BYTES = ("kernel_bytes", "aten_bytes", "library_bytes")  # of a `GraphReport`
+COUNTS = ("kernels", "kernel_bytes", "aten_bytes", "library_bytes")  # of a `GraphReport`
 MAX_CONSTANT = 4096  # elements of a constant tensor that is kept with the program
 
 
@@ -83,7 +83,7 @@ class KeptGraph:
     guards: list[Guard]
     constants: list[Constant]
     nodes: int
-    bytes: dict[str, int]
+    counts: dict[str, int]
     uncovered: dict[str, int]
     rows: list[CandidateRow]
     refused: list[Note]
@@ -121,15 +121,15 @@ class Keeper:
             return None
         entry = self._entry(kept, program)
         started = StartedGraph(self, program, kernels, constants, entry)
-        guarded = GuardedGraph(started, self.gm, where=f"inference graph {entry.name}", settings=self.settings,
-                               report=self.report, entry=entry)
+        guarded = GuardedGraph(started, self.gm, where=f"inference graph of {describe(self.gm)}",
+                               settings=self.settings, report=self.report, entry=entry)
         return torch_compat.outside_of_autograd(guarded)
 
     def _entry(self, kept: KeptGraph, program: Program) -> GraphReport:
         """The report of what the first process found."""
         entry = self.report.add_graph(f"inference {len(self.report.graphs)}", "inference", kept.nodes)
-        entry.program, entry.kernels, entry.uncovered = program, len(program.kernels), dict(kept.uncovered)
-        for name, value in kept.bytes.items():
+        entry.program, entry.uncovered = program, dict(kept.uncovered)
+        for name, value in kept.counts.items():
             setattr(entry, name, value)
         for note in kept.refused:
             self.report.refused("fuse", note.reason, note.where)
@@ -164,7 +164,7 @@ class Keeper:
             return
         kept = KeptGraph(
             program_to_json(program), graph.compiled, self._guards or [], [constant_of(c) for c in graph.constants],
-            entry.nodes, {n: getattr(entry, n) for n in BYTES}, entry.uncovered, graph.rows, graph.refused)
+            entry.nodes, {n: getattr(entry, n) for n in COUNTS}, entry.uncovered, graph.rows, graph.refused)
         cache.put_json(self.key, asdict(kept))
 
 
@@ -284,8 +284,8 @@ def _is_small(value: Any) -> bool:
 def read(document: Any) -> KeptGraph:
     """Check a JSON value from the disk field by field. Raises `ValueError` (pydantic's is one)."""
     kept: KeptGraph = _adapter().validate_python(document)
-    if not set(kept.bytes) <= set(BYTES):
-        raise ValueError(f"unknown fields {sorted(set(kept.bytes) - set(BYTES))}")
+    if not set(kept.counts) <= set(COUNTS):
+        raise ValueError(f"unknown fields {sorted(set(kept.counts) - set(COUNTS))}")
     return kept
 
 

@@ -88,6 +88,8 @@ def tables(report: Report) -> Iterable[Table]:
 
 
 def _headline(report: Report) -> str:
+    if not report.graphs and not any(report.phases.values()):
+        return f"{report.name}: nothing is compiled yet, the first call compiles"
     share = f", {report.coverage:.0%} of the bytes outside GEMM, convolution and attention move in them" \
         if report.coverage is not None else ""
     counts = ", ".join((_count(len(report.graphs), "graph"), _count(len(report.kernels), "emitted kernel")))

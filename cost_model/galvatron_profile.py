@@ -205,8 +205,15 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     return data
 
 
+def _find(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.rglob(pattern))
+    except OSError as error:  # a folder in it may not be read, or vanished meanwhile
+        raise ProfileError(f"{folder} can't be searched: {error.strerror} ({error.filename})") from None
+
+
 def _one(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.rglob(pattern))
+    found = _find(folder, pattern)
     if len(found) != 1:
         many = f"{len(found)} files {pattern} ({', '.join(f.name for f in found[:3])})" if found else f"no {pattern}"
         raise ProfileError(f"{folder} has {many}; expected exactly one")
@@ -215,7 +222,7 @@ def _one(folder: Path, pattern: str) -> Path:
 
 def _gpu_files(folder: Path, first: str, gpus: int) -> dict[str, Path]:
     """The hardware files of the number of nodes that `first` has been measured for."""
-    names = sorted(f.name for f in folder.rglob(f"{first}_*nodes_*gpus_per_node.json"))
+    names = [f.name for f in _find(folder, f"{first}_*nodes_*gpus_per_node.json")]
     shapes = [(m[1], m[2]) for name in names if (m := re.search(r"_(\d{1,6})nodes_(\d{1,6})gpus", name))]
     fitting = sorted({s for s in shapes if int(s[0]) * int(s[1]) == gpus})
     if len(fitting) != 1:

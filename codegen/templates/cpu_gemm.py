@@ -304,6 +304,7 @@ extern "C" MW_EXPORT void mw_evict(const char* data, int64_t bytes) {
 }
 
 // Columns of B (K x N, element strides) as panels; `to` is aligned to 64 bytes. 0: `method` is not for such strides.
+const int64_t kAlone = 1 << 18;  // smaller matrices are packed by one thread
 extern "C" MW_EXPORT int mw_pack_b(int64_t method, const float* b, int64_t sk, int64_t sn, int64_t K, int64_t N,
                                    char* to) {
   PackedHeader header{method, 0, 0};
@@ -315,15 +316,23 @@ extern "C" MW_EXPORT int mw_pack_b(int64_t method, const float* b, int64_t sk, i
 #if defined(MW_SPLIT)
     if (!mw_split_ready() || !split_strides(1, 1, sk, sn)) return 0;
     Range range;
-    for (int64_t p = 0; p * SC < N; p++)
-      pack_split_panel(b + p * SC * sn, sk, sn, K, std::min<int64_t>(SC, N - p * SC),
-                       (bf16*)(to + kHeader) + p * ((K + SK - 1) / SK) * B_STEP, range);
+#pragma omp parallel if (K * N > kAlone)
+    {
+      Range mine;
+#pragma omp for
+      for (int64_t p = 0; p < (N + SC - 1) / SC; p++)
+        pack_split_panel(b + p * SC * sn, sk, sn, K, std::min<int64_t>(SC, N - p * SC),
+                         (bf16*)(to + kHeader) + p * ((K + SK - 1) / SK) * B_STEP, mine);
+#pragma omp critical
+      range.add(mine);
+    }
     header.largest = range.largest, header.smallest = range.smallest;
 #else
     return 0;
 #endif
   } else {
-    for (int64_t p = 0; p * NR < N; p++)
+#pragma omp parallel for if (K * N > kAlone)
+    for (int64_t p = 0; p < (N + NR - 1) / NR; p++)
       pack_panel(b + p * NR * sn, sk, sn, K, std::min<int64_t>(NR, N - p * NR), (float*)(to + kHeader) + p * NR * K);
   }
   std::memcpy(to, &header, sizeof header);

@@ -55,6 +55,10 @@ struct Range {
     largest = std::max(largest, top);
     if (top) smallest = std::min(smallest, top);
   }
+  void add(const Range& other) {
+    largest = std::max(largest, other.largest);
+    smallest = std::min(smallest, other.smallest);
+  }
   bool usable() const { return largest >> 23 < 247 && smallest >> 23 > 27; }  // exponents are biased by 127
 };
 static bool splits(const Range& a, const Range& b) {

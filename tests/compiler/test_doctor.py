@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from meshwright.compiler import doctor
 from meshwright.compiler.doctor import Check, Diagnosis, examine
@@ -25,6 +26,11 @@ def test_this_machine() -> None:
     assert found.cache.limit_bytes == settings().cache_limit
     assert "cpu" in found.targets
     assert json.loads(json.dumps(found.as_dict()))["targets"] == list(found.targets)
+    console = Console(width=200, record=True, quiet=True)
+    console.print(found)
+    text = console.export_text()
+    assert "C++ compiler" in text and f"torch {found.packages['torch']}" in text and found.cache.directory in text
+    assert "Check(" not in text  # a table, not Python
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")

@@ -252,7 +252,7 @@ def test_a_damaged_document_is_compiled_again(kept_in: Path, damage: str) -> Non
                                             "outputs": ["t"], "specs": [None], "kind": "call"})
                 document["program"] = json.dumps(program)
             case "field":
-                document["bytes"] = {"state": 1}
+                document["counts"] = {"state": 1}
             case "constant":
                 document["constants"] = [{"dtype": "nn", "shape": [1], "values": [1]}]
             case "kernels":

@@ -54,7 +54,7 @@ def test_json_holds_everything_and_html_is_escaped() -> None:
 
 
 def test_an_empty_report_prints() -> None:
-    assert "0 graphs" in str(Report("empty"))
+    assert "nothing is compiled yet" in str(Report("empty"))
     assert Report("empty").coverage is None
 
 
