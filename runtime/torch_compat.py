@@ -395,3 +395,81 @@ def _libtorch_cpu() -> str:
     import torch
 
     return glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.*"))[0]
+
+
+def fake_mode() -> Any:
+    """A context in which tensors have sizes and no data. Wraps `torch._subclasses.FakeTensorMode`: meta tensors alone are
+    not enough, libraries ask whether a tensor is fake before they look at its values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def data_dependent_exceptions() -> tuple[type[BaseException], ...]:
+    """What fake tensors raise where a program asks for their values. Wraps `torch._subclasses.fake_tensor`."""
+    from torch._subclasses import fake_tensor
+
+    names = ("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedFakeTensorException")
+    return tuple(getattr(fake_tensor, n) for n in names if hasattr(fake_tensor, n))
+
+
+def is_view(op: Any) -> bool:
+    """True when an operator's results share memory with an argument. Wraps the schema of an `OpOverload`."""
+    schema = getattr(op, "_schema", None)
+    returns = schema.returns if schema is not None else ()
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+class _Traced(BaseException):
+    """Ends AOTAutograd once the joint graph is there; no `except Exception` on the way may swallow it."""
+
+
+def joint_graph(function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Any, int]:
+    """AOTAutograd's joint graph of `function(*inputs)` and the number of its forward outputs, not compiled.
+
+    Placeholders are the inputs (`primals`) and the gradients of the outputs (`tangents`); outputs are the function's and
+    the inputs' gradients. Where nothing needs a gradient it is the forward graph alone. Through the public
+    `functorch.compile.aot_function`: its partitioner is the one place that sees the joint graph.
+    """
+    from functorch.compile import aot_function
+
+    found: list[tuple[Any, int]] = []
+
+    def keep(joint: Any, _: Any, *, num_fwd_outputs: int, **__: Any) -> Any:
+        found.append((joint, num_fwd_outputs))
+        raise _Traced
+
+    def inference(graph: Any, _: Any) -> Any:
+        found.append((graph, len(next(n for n in graph.graph.nodes if n.op == "output").args[0])))
+        raise _Traced
+
+    with contextlib.suppress(_Traced):
+        aot_function(function, fw_compiler=inference, partition_fn=keep)(*inputs)
+    return found[0]
+
+
+def input_index(placeholder: Any) -> int | None:
+    """Which input of the traced function a placeholder of `joint_graph` is; None for a gradient of an output.
+
+    Wraps AOTAutograd's descriptors in `node.meta["desc"]`: placeholders may be dropped or reordered.
+    """
+    index = getattr(placeholder.meta.get("desc"), "idx", None)
+    return index if isinstance(index, int) else None
+
+
+def argument(node: Any, name: str) -> Any:
+    """What an ATen node passes for the operator's parameter `name`, its default included; None where there is no such
+    parameter. Wraps the schema of an `OpOverload`."""
+    for position, parameter in enumerate(node.target._schema.arguments):
+        if parameter.name == name:
+            default = parameter.default_value if parameter.has_default_value() else None
+            return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+    return None
+
+
+def is_traced(value: object) -> bool:
+    """True for fake tensors and for what AOTAutograd wraps them in. Wraps `torch._subclasses.FunctionalTensor`."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(value, (FakeTensor, FunctionalTensor))
