@@ -1,4 +1,4 @@
-"""The command line: `explain`, `kernels`, `plan`, `cluster`, `doctor`. `--help` imports neither torch nor rich."""
+"""The command line: `explain`, `kernels`, `model`, `plan`, `cluster`, `doctor`. `--help` imports no torch, no rich."""
 
 from __future__ import annotations
 
@@ -64,6 +64,26 @@ def kernels(model: Model, target: Annotated[str, typer.Option(help="cpu, sm_80, 
     for kernel in found:
         print(f"{kernel.comment}\n{kernel.source}")
     print(f"{len(found)} kernels for {target}", file=sys.stderr)
+
+
+@app.command()
+def model(model: Annotated[str, typer.Argument(metavar="MODEL", help=(
+              "A published model (llama3-8b, deepseek-v3, gpt3-175b, …), a preset of explain, a Hugging Face config.json or "
+              "its directory, or module:callable that returns (nn.Module, example_inputs)."))],
+          seq: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 4096,
+          micro_batch: Annotated[int, typer.Option(min=1, help="Sequences per micro-batch.")] = 1,
+          dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16, float16 or float32.")] = "bfloat16",
+          imbalance: Annotated[float, typer.Option(min=1.0, help="Rows that experts get, over the mean.")] = 1.0,
+          verify_folding: Annotated[bool, typer.Option("--verify-folding", help="Capture every layer, also those that "
+                                                       "were found equal, and compare.")] = False,
+          as_json: Json = False) -> None:
+    """Describe MODEL without allocating its weights: FLOPs, parameters and saved activations per kind of layer."""
+    from .model_command import describe_model
+
+    with progress(f"capturing {model}"):
+        report = describe_model(model, seq=seq, micro_batch=micro_batch, dtype=dtype, imbalance=imbalance,
+                                verify_folding=verify_folding)
+    _print(report.as_dict() if as_json else report)
 
 
 @app.command()

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from ...cost_model.model import Boundary, LayerKind, ModelDescription, ParameterGroup
-from ...runtime import torch_compat
 from ...runtime.errors import UnsupportedError
 from .gpu_operators import GpuOperators
 from .hf_tracing import plain_sequences
@@ -83,16 +82,15 @@ def _capture(part: Part, state: State, imbalance: float) -> Captured:
     with state.mode:
         inputs = [t.detach().requires_grad_(t.requires_grad) for t in (*(state.fake[n] for n in names), *part.tensors)]
     joint = trace(flat, inputs, [*roles, *part.roles])
-    read = {torch_compat.input_index(n) for n in joint.module.graph.nodes if n.op == "placeholder" and n.users}
     chain = next((t for t, role in zip(part.tensors, part.roles, strict=True) if role == "chain"), None)
     found = structure_of(joint, None if chain is None else chain.shape[-1],
                          None if chain is None else math.prod(chain.shape[:-1]), imbalance)
     boundaries = tuple(Boundary(name, role, str(t.dtype).removeprefix("torch."), tuple(t.shape), tensor_bytes(t))
                        for i, (name, role, t) in enumerate(zip(part.names, part.roles, part.tensors, strict=True))
-                       if len(names) + i in read)
+                       if len(names) + i in joint.read)
     kind = LayerKind(part.title, joint.forward_records, joint.backward_records, (), (), joint.saved(), boundaries,
                      time.perf_counter() - started, **dataclasses.asdict(found))
-    return Captured(kind, frozenset(n for i, n in enumerate(names) if i in read))
+    return Captured(kind, frozenset(n for i, n in enumerate(names) if i in joint.read))
 
 
 def _compare(part: Part, group: Captured, own: Captured) -> None:

@@ -19,6 +19,7 @@ import functools
 import importlib
 import inspect
 import math
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,13 +45,13 @@ def _grouped_weights(rows: torch.Tensor, grad: torch.Tensor, experts: int) -> to
     return rows.new_empty(experts, rows.size(1), grad.size(1))
 
 
-def _keep(context: Any, inputs: Any, output: Any) -> None:
-    context.save_for_backward(*inputs)
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
 
 
-def _backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    rows, weights = context.saved_tensors
-    ops, (wants_rows, wants_weights) = torch.ops.meshwright_planner, context.needs_input_grad
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    rows, weights = ctx.saved_tensors
+    ops, (wants_rows, wants_weights) = torch.ops.meshwright_planner, ctx.needs_input_grad
     return (ops.grouped_mm(grad, weights.transpose(1, 2)) if wants_rows else None,
             ops.grouped_mm_weights(rows, grad, weights.size(0)) if wants_weights else None)
 
@@ -104,6 +105,7 @@ def price_experts(model: nn.Module, imbalance: float) -> list[str]:
     """
     found = []
     for name, module in list(model.named_modules()):
+        _convert_once(module)
         if _has_stacked_parameters(module):
             module.forward = functools.partial(_stacked_parameters, module, imbalance)  # type: ignore[method-assign]
         elif _is_container(module):
@@ -112,6 +114,18 @@ def price_experts(model: nn.Module, imbalance: float) -> list[str]:
             continue
         found.append(type(module).__name__)
     return sorted(set(found))
+
+
+def _convert_once(module: Any) -> None:
+    """Switch's routers convert their classifier's parameters to fp32 in every forward, which only the first changes."""
+    classifier, dtype = getattr(module, "classifier", None), getattr(module, "dtype", None)
+    if isinstance(classifier, nn.Linear) and isinstance(dtype, torch.dtype) and dtype != classifier.weight.dtype:
+        classifier.to(dtype)
+        classifier.to = types.MethodType(_as_it_is, classifier)  # type: ignore[assignment]
+
+
+def _as_it_is(module: nn.Module, *_: Any) -> nn.Module:
+    return module
 
 
 def _rows(tokens: torch.Tensor, selected: torch.Tensor, weights: torch.Tensor, imbalance: float,

@@ -45,6 +45,7 @@ class Joint:
     forward: list[fx.Node] = field(init=False)  # operators, in order, getitems and views included
     backward: list[fx.Node] = field(init=False)
     records: dict[fx.Node, OpRecord] = field(init=False)  # of those that do something
+    read: frozenset[int] = field(init=False)  # the inputs that a result depends on
 
     def __post_init__(self) -> None:
         outputs = _output(self.module).args[0]
@@ -56,6 +57,8 @@ class Joint:
         calls = [n for n in self.module.graph.nodes if n.op == "call_function" and n in live]
         self.forward = [n for n in calls if n in needed]
         self.backward = [n for n in calls if n not in needed]
+        self.read = frozenset(i for n in live if n.op == "placeholder"
+                              and (i := torch_compat.input_index(n)) is not None)
         self.records = {n: r for n in calls if not _is_view(n) and (r := op_record(n)).kind != "view"}
 
     @property

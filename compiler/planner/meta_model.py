@@ -116,6 +116,8 @@ def _from_config(name: str, config: Any, seq: int, micro_batch: int, dtype: torc
     auto = _auto_class(config)
     if hasattr(config, "use_cache"):
         config.use_cache = False
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0  # any token will do
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and seq > longest:
         if getattr(config, "rope_parameters", None) is None:

@@ -45,14 +45,25 @@ def structure_of(joint: Joint, hidden: int | None, tokens: int | None, imbalance
         *(_flops(joint, part, _causal) for part in (joint.forward, joint.backward)),
         *(_flops(joint, part, _of_experts) for part in (joint.forward, joint.backward)),
         expert_parameters=sum(math.prod(_shape(p)) for p in experts),
-        heads=max((_shape(n.args[0])[1] for n in attention), default=None),
+        heads=max((*(_shape(n.args[0])[1] for n in attention), *_softmax_heads(forward)), default=None),
         kv_heads=max((_kv_heads(n.args[1]) for n in attention), default=None),
-        ffn=_ffn(joint, hidden, grouped=False),
+        ffn=_ffn(joint, attention, hidden, grouped=False),
         experts=max((_shape(p)[0] for p in experts), default=None),
         top_k=max(1, int(rows / imbalance / tokens + 0.5)) if grouped and tokens else None,
-        expert_ffn=_ffn(joint, hidden, grouped=True),
-        vocabulary=max((*(_shape(n.args[0])[0] for n in forward if _name(n) in EMBEDDINGS),
-                        *(_shape(n)[-1] for n in forward if _name(n) in SOFTMAXES)), default=None))
+        expert_ffn=_ffn(joint, attention, hidden, grouped=True),
+        vocabulary=_vocabulary(forward, hidden))
+
+
+def _softmax_heads(forward: list[fx.Node]) -> list[int]:
+    """Heads of attention that is written out: a softmax over [batch, heads, queries, keys]."""
+    return [_shape(n)[1] for n in forward if _name(n) == "_softmax" and len(_shape(n)) == 4]
+
+
+def _vocabulary(forward: list[fx.Node], hidden: int | None) -> int | None:
+    """Rows of the table that makes hidden states, or classes of the loss."""
+    tables = [_shape(n.args[0]) for n in forward if _name(n) in EMBEDDINGS]
+    classes = [_shape(n)[-1] for n in forward if _name(n) in SOFTMAXES]
+    return max([*(rows for rows, width in tables if hidden in (None, width)), *classes], default=None)
 
 
 def _flops(joint: Joint, nodes: list[fx.Node], wanted: Any) -> int:
@@ -79,17 +90,34 @@ def _kv_heads(key: Any) -> int:
     return int(heads)
 
 
-def _ffn(joint: Joint, hidden: int | None, *, grouped: bool) -> int | None:
-    """The widest inner size of a product that comes back to `hidden` from an element-wise operator (and not from
-    attention)."""
-    found = []
+def _ffn(joint: Joint, attention: list[fx.Node], hidden: int | None, *, grouped: bool) -> int | None:
+    """The widest inner size of a product that comes back to `hidden` from an element-wise operator: neither what leads
+    into attention nor what comes out of it."""
+    feeding, found = _leading_to(joint, attention), []
     for node in joint.forward:
-        if node not in joint.records or joint.records[node].kind != "gemm" or (_name(node) == GROUPED) != grouped or _name(node) == "bmm":
+        if node not in joint.records or joint.records[node].kind != "gemm" or (_name(node) == GROUPED) != grouped:
             continue
         rows = node.args[1] if _name(node) == "addmm" else node.args[0]
-        if _shape(node)[-1] == hidden and _kind(joint, _source(rows)) in ("pointwise", "other"):
+        inner = _kind(joint, _source(rows)) in ("pointwise", "other")
+        if _shape(node)[-1] == hidden and inner and node not in feeding and _name(node) != "bmm":
             found.append(int(_shape(rows)[-1]))
     return max(found, default=None)
+
+
+def _leading_to(joint: Joint, attention: list[fx.Node]) -> set[fx.Node]:
+    """The products whose results reach attention without another product in between."""
+    found, seen = set[fx.Node](), set[fx.Node]()
+    queue = [a for n in attention for a in n.all_input_nodes]
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in joint.records and joint.records[node].kind == "gemm":
+            found.add(node)
+        else:
+            queue.extend(node.all_input_nodes)
+    return found
 
 
 def _source(node: Any) -> fx.Node:
