@@ -180,12 +180,13 @@ def model_from_json(text: str) -> ModelDescription:
 def interpolated(one: ModelDescription, two: ModelDescription, micro_batch: int) -> ModelDescription:
     """The description for another micro-batch from captures of two: every number is a + b · micro-batch.
 
-    Exact for models without dropped or rounded-up tokens (imbalance 1). Raises `ValueError` when the two differ in more
+    Exact where no rows are rounded up (imbalance 1). One sample is no point of the line: how a tensor with a dimension
+    of 1 is walked through is another matter. Raises `ValueError` when the two differ in more
     than their numbers, or when a number would not be whole.
     """
-    if one.micro_batch == two.micro_batch or micro_batch < 1:
+    if one.micro_batch == two.micro_batch or min(one.micro_batch, two.micro_batch, micro_batch) < 2:
         raise ValueError(f"captures of micro-batches {one.micro_batch} and {two.micro_batch} for {micro_batch}; "
-                         "expected two different ones and a positive size")
+                         "expected two different ones, all above 1")
     line = _Line(one.micro_batch, two.micro_batch, micro_batch)
     return _zipped(one, two, line, one.name)  # type: ignore[no-any-return]
 

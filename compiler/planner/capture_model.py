@@ -76,7 +76,8 @@ def _capture(part: Part, state: State, imbalance: float) -> Captured:
 
     def flat(*tensors: torch.Tensor) -> list[torch.Tensor]:
         with GpuOperators():
-            return part.function(dict(zip(names, tensors, strict=False)), tensors[len(names):])
+            weights = {state.identity(n): t for n, t in zip(names, tensors, strict=False)}
+            return part.function(weights, tensors[len(names):])
 
     roles: list[InputRole] = ["parameter" if state.is_parameter(n) else "buffer" for n in names]
     with state.mode:

@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from ...cost_model.model import BoundaryRole
 from ...runtime import torch_compat
 from ...runtime.errors import InvalidInputError, UnsupportedError
 from .gpu_operators import GpuOperators
 from .meta_model import MetaModel
-from .state import State
+from .state import State, exchanged
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 INTERNAL = frozenset(vars(nn.Module()))  # what every module has
@@ -164,8 +163,8 @@ def run_without_data(built: MetaModel, state: State) -> Any:
     hooks = [nn.modules.module.register_module_forward_pre_hook(enter),
              nn.modules.module.register_module_forward_hook(leave)]
     try:
-        with state.mode, GpuOperators():
-            return functional_call(built.model, state.fake, state.args, state.kwargs)
+        with state.mode, GpuOperators(), exchanged(built.model, state.weights()):
+            return built.model(*state.args, **state.kwargs)
     except torch_compat.data_dependent_exceptions() as error:
         where = f"{names[id(stack[-1])] or 'forward'} ({type(stack[-1]).__name__})" if stack else "forward"
         raise UnsupportedError(f"{built.name}: {where} decides by the values of tensors, and there are none ({error})",

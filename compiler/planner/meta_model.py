@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...runtime import torch_compat
 from ...runtime.errors import InvalidInputError, UnknownNameError
 from ..models import PRESETS
 from .experts import one_expert_each, price_experts
@@ -191,8 +192,26 @@ def _from_callable(spec: str, seq: int, micro_batch: int) -> MetaModel:
     if not isinstance(model, nn.Module) or example is None:
         raise InvalidInputError(f"{spec} gave a {type(made).__name__}", expected="a pair (nn.Module, example_inputs)")
     if isinstance(example, Mapping):
-        return MetaModel(spec, model.to("meta"), (), dict(example))
-    return MetaModel(spec, model.to("meta"), (example,) if isinstance(example, torch.Tensor) else tuple(example), {})
+        return on_meta(spec, model, (), example)
+    return on_meta(spec, model, (example,) if isinstance(example, torch.Tensor) else tuple(example), {})
+
+
+def on_meta(name: str, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaModel:
+    """`model` and its inputs without their data. `Module.to` would untie its weights. Changes `model`."""
+    made: dict[int, torch.Tensor] = {}
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        bare = tensor.detach().to("meta")
+        kept = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+        return made.setdefault(id(tensor), kept)
+
+    for sub in model.modules():
+        for table in (sub._parameters, sub._buffers):
+            table.update({n: empty(t) for n, t in table.items() if t is not None and not t.is_meta})  # type: ignore[misc]
+    inputs = torch_compat.tree_map(
+        lambda v: v.detach().to("meta").requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v,
+        (tuple(args), dict(kwargs)))
+    return MetaModel(name, model, *inputs)
 
 
 def _wanted(function: Callable[..., Any], offered: Mapping[str, int]) -> dict[str, int]:

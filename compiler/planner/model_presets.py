@@ -73,7 +73,7 @@ MODEL_PRESETS: dict[str, ModelPreset] = {
         "num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}, 0.34,
         "BERT"),
     "t5-11b": ModelPreset("t5", {
-        "num_layers": 24, "d_model": 1024, "d_kv": 128, "d_ff": 65536, "num_heads": 128, "vocab_size": 32128}, 11.3,
+        "num_layers": 24, "d_model": 1024, "d_kv": 128, "d_ff": 65536, "num_heads": 128, "vocab_size": 32128}, 11.0,
         "T5", "encoder and decoder both see `seq` tokens"),
     "vit-22b": ModelPreset("vit", {
         "num_hidden_layers": 48, "hidden_size": 6144, "intermediate_size": 24576, "num_attention_heads": 48,

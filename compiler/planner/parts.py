@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.func import functional_call
 
 from ...cost_model.model import BoundaryRole
 from ...runtime import torch_compat
 from .layers import Call, again, named_tensors, replaced_forwards, roles, signature, unique_tensors
 from .meta_model import MetaModel
-from .state import State
+from .state import State, exchanged
 
-Function = Callable[[Mapping[str, torch.Tensor], Sequence[torch.Tensor]], list[torch.Tensor]]
+Function = Callable[[Mapping[int, torch.Tensor], Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Part:
     """One position of the pipeline. Parts with equal `group` compute the same.
 
-    `function(weights by name, tensors)` runs it: `candidates` are the names of the weights it may read, `tensors` what
-    else it gets, with a name and a role each.
+    `function(weights, tensors)` runs it: `candidates` are the names of the weights it may read, which it gets by
+    `State.identity`; `tensors` are what else it gets, with a name and a role each.
     """
 
     module: str
@@ -42,11 +41,9 @@ def parts_of(built: MetaModel, state: State, calls: Sequence[Call], prints: Mapp
     """The parts of a model in order, from the calls of its layers. `prints`: the layers' fingerprints by name."""
     cutter = _Cutter(built, state, calls, prints)
     parts = [cutter.between(-1)]
-    known = {id(t) for t in unique_tensors((state.args, state.kwargs))}
-    for i, call in enumerate(calls):
-        known.update(id(t) for t in (*call.inputs, *unique_tensors(call.output)))
+    for i in range(len(calls)):
         parts.append(cutter.layer(i))
-        if i + 1 == len(calls) or any(id(t) not in known for t in calls[i + 1].inputs):
+        if i in cutter.cuts:
             parts.append(cutter.between(i))
     return parts
 
@@ -60,36 +57,51 @@ class _Cutter:
         self.roles = roles(calls)
         uses = Counter(id(t) for c in calls for t in c.inputs)
         self.shared = {t: i for i, t in enumerate(t for t, n in uses.items() if n > 1)}
+        self.cuts = self._cuts()
+
+    def _cuts(self) -> list[int]:
+        """The calls after which `forward` computes something of its own that the next one gets, and the last one.
+
+        Masks and position tables are made at the start, also those that only later layers get.
+        """
+        known = {id(t) for t in unique_tensors((self.state.args, self.state.kwargs))}
+        cuts = []
+        for i, call in enumerate(self.calls[:-1]):
+            known.update(id(t) for t in (*call.inputs, *unique_tensors(call.output)))
+            following = zip(self.calls[i + 1].inputs, self.roles[i + 1], strict=True)
+            if any(id(t) not in known and role != "constant" for t, role in following):
+                cuts.append(i)
+        return [*cuts, len(self.calls) - 1] if self.calls else []
 
     def layer(self, i: int) -> Part:
         """Call `i` of a layer, as its module's forward."""
         call = self.calls[i]
         marks = tuple((role, self.shared.get(id(t))) for role, t in zip(self.roles[i], call.inputs, strict=True))
         group = (self.prints[call.path], signature((call.args, call.kwargs)), marks)
-        own = {n: f"{call.path}.{n}" for named in (call.module.named_parameters(), call.module.named_buffers())
-               for n, _ in named}
+        own = tuple(f"{call.path}.{n}" for named in (call.module.named_parameters(), call.module.named_buffers())
+                    for n, _ in named)
 
-        def function(weights: Mapping[str, torch.Tensor], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        def function(weights: Mapping[int, torch.Tensor], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             given = {id(t): v for t, v in zip(call.inputs, tensors, strict=True)}
             args, kwargs = _replaced((call.args, call.kwargs), given)
-            out = functional_call(call.module, {n: weights[name] for n, name in own.items()}, args, kwargs)
-            return _new(out, tensors)
+            with exchanged(call.module, weights):
+                return _new(call.module(*args, **kwargs), tensors)
 
         return Part(call.path, type(call.module).__name__, group, tuple(named_tensors(call.args, call.kwargs)), tuple(self.roles[i]),
-                    tuple(call.inputs), tuple(own.values()), function, True)
+                    tuple(call.inputs), own, function, True)
 
     def between(self, i: int) -> Part:
         """What runs after call `i` (-1: from the start) and before the next one, or to the end."""
         given = unique_tensors((self.state.args, self.state.kwargs))
         made = unique_tensors(self.calls[i].output) if i >= 0 else []
 
-        def function(weights: Mapping[str, torch.Tensor], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        def function(weights: Mapping[int, torch.Tensor], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             fresh = {id(t): v for t, v in zip((*given, *made), tensors, strict=True)}
             args, kwargs = _replaced((self.state.args, self.state.kwargs), fresh)
-            stubs = _Stubs(self.calls, i, fresh)
+            stubs = _Stubs(self.calls, self.roles, i, next((c for c in self.cuts if c > i), None), fresh)
             try:
-                with replaced_forwards({c.module: stubs for c in self.calls}):
-                    out = functional_call(self.built.model, dict(weights), args, kwargs)
+                with replaced_forwards({c.module: stubs for c in self.calls}), exchanged(self.built.model, weights):
+                    out = self.built.model(*args, **kwargs)
             except _Stop:
                 return _new(stubs.reached, tensors)
             loss = out.get("loss") if isinstance(out, Mapping) else None
@@ -117,22 +129,26 @@ class _Stop(BaseException):
 
 
 class _Stubs:
-    """Stands for every layer: those before call `i` give tensors nobody should need, call `i` gives `fresh`, the next one
-    ends the run."""
+    """Stands for every layer. Call `i` gives `fresh`, the others tensors nobody should need. `reached` are the inputs of
+    the call after `i`, and the constants of those up to call `stop`, which ends the run."""
 
-    def __init__(self, calls: Sequence[Call], i: int, fresh: Mapping[int, torch.Tensor]) -> None:
-        self.calls, self.i, self.fresh = calls, i, fresh
-        self.at, self.reached = 0, ()
+    def __init__(self, calls: Sequence[Call], own: Sequence[Sequence[BoundaryRole]], i: int, stop: int | None,
+                 fresh: Mapping[int, torch.Tensor]) -> None:
+        self.calls, self.roles, self.i, self.stop, self.fresh = calls, own, i, stop, fresh
+        self.at = 0
+        self.reached: list[torch.Tensor] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         at, call = self.at, self.calls[self.at]
         self.at += 1
-        if at < self.i:
-            return again(call.output, (call.args, call.kwargs), (args, kwargs), gradients=False)
         if at == self.i:
             return _replaced(call.output, self.fresh)
-        self.reached: Any = (args, kwargs)
-        raise _Stop
+        if at > self.i:
+            given = zip(unique_tensors((args, kwargs)), self.roles[at], strict=True)
+            self.reached += [t for t, role in given if at == self.i + 1 or role == "constant"]
+        if at == self.stop:
+            raise _Stop
+        return again(call.output, (call.args, call.kwargs), (args, kwargs), gradients=False)
 
 
 def _replaced(tree: Any, by_id: Mapping[int, torch.Tensor]) -> Any:

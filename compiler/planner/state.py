@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...runtime import torch_compat
 from .meta_model import MetaModel
@@ -40,3 +43,26 @@ class State:
     def identity(self, name: str) -> int:
         """Equal for names of one tensor."""
         return id(self._originals[name])
+
+    def weights(self) -> dict[int, torch.Tensor]:
+        """The fake tensors by identity, for `exchanged`."""
+        return {self.identity(name): tensor for name, tensor in self.fake.items()}
+
+
+@contextlib.contextmanager
+def exchanged(module: nn.Module, weights: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Within it, parameters and buffers of `module` are those of `weights`, by the identity of what they stand for.
+
+    `torch.func.functional_call` goes by name, and leaves a module that has several names with the wrong weights.
+    """
+    before = []
+    for sub in module.modules():
+        for table in (sub._parameters, sub._buffers):
+            before += [(table, name, t) for name, t in table.items() if t is not None and id(t) in weights]
+    try:
+        for table, name, tensor in before:
+            table[name] = weights[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for table, name, tensor in before:
+            table[name] = tensor
