@@ -22,7 +22,7 @@ def test_help_imports_neither_torch_nor_rich_and_is_fast() -> None:
             "print('heavy:', sorted({'torch', 'rich', 'transformers', 'triton', 'numpy'} & set(sys.modules)))\n"
             "print('cpu:', used.ru_utime + used.ru_stime)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
-    assert all(command in out for command in ("explain", "kernels", "plan", "doctor"))
+    assert all(command in out for command in ("explain", "kernels", "model", "plan", "doctor"))
     assert "heavy: []" in out
     assert float(out.rsplit("cpu:", 1)[1]) < 0.4  # processor time: wall time depends on what else runs
 
