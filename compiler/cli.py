@@ -68,8 +68,8 @@ def kernels(model: Model, target: Annotated[str, typer.Option(help="cpu, sm_80, 
 
 @app.command()
 def model(model: Annotated[str, typer.Argument(metavar="MODEL", help=(
-              "A published model (llama3-8b, deepseek-v3, gpt3-175b, …), a preset of explain, a Hugging Face config.json or "
-              "its directory, or module:callable that returns (nn.Module, example_inputs)."))],
+              "A published model (llama3-8b, deepseek-v3, gpt3-175b, …), a preset of explain, a Hugging Face "
+              "config.json or its directory, or module:callable that returns (nn.Module, example_inputs)."))],
           seq: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 4096,
           micro_batch: Annotated[int, typer.Option(min=1, help="Sequences per micro-batch.")] = 1,
           dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16, float16 or float32.")] = "bfloat16",

@@ -33,7 +33,8 @@ class ModelReport:
         from rich.console import Group
 
         m = self.model
-        flops = [sum(getattr(m.kinds[k], f"flops_{way}") for k in m.order) / m.tokens for way in ("forward", "backward")]
+        layers = [m.kinds[k] for k in m.order]
+        flops = [sum(n) / m.tokens for n in zip(*((k.flops_forward, k.flops_backward) for k in layers), strict=True)]
         head = (f"{m.name}: {_count(m.parameter_count)} parameters · {m.seq} tokens × micro-batch {m.micro_batch} · "
                 f"{_count(flops[0])} + {_count(flops[1])} FLOP per token forward + backward")
         sizes = [f"{k.name}: {_sizes(k)}" for k in m.kinds if _sizes(k)]

@@ -41,7 +41,8 @@ SINGLE = frozenset(("where", "eq", "ne", "lt", "le", "gt", "ge", "bitwise_and", 
 REDUCTIONS = frozenset(("sum", "mean", "amax", "amin", "prod", "any", "all", "var", "var_mean", "std", "std_mean",
                         "argmax", "argmin", "logsumexp", "max.dim", "min.dim", "_softmax", "_log_softmax",
                         "native_layer_norm"))
-GEMMS = frozenset(("mm", "addmm", "bmm", "baddbmm", "addbmm", "grouped_mm", "grouped_mm_weights", "mv", "addmv", "dot", "_int_mm", "_scaled_mm", "linear"))
+GEMMS = frozenset(("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "_int_mm", "_scaled_mm", "linear",
+                   "grouped_mm", "grouped_mm_weights"))
 COPIES = frozenset(("clone", "_to_copy", "copy", "copy_", "contiguous", "cat", "stack", "constant_pad_nd", "repeat",
                     "slice_scatter", "select_scatter", "fill", "full", "full_like", "zeros", "zeros_like", "ones",
                     "ones_like", "empty", "empty_like", "arange", "scalar_tensor", "new_zeros", "new_full"))

@@ -60,9 +60,9 @@ class Saved:
 class LayerKind:
     """Layers that are equal in everything but their weights.
 
-    `forward`, `backward`: the operators in order, views left out. `parameters` are owned here; `tied` are used here and
-    owned by an earlier layer. `saved`: by `RecomputeMode`. `causal_flops_*`: the part of the products' FLOPs that stands
-    in causal attention, where a kernel that skips masked blocks does about half. `expert_flops_*`: the part in experts.
+    `forward`, `backward`: the operators in order, views left out. `parameters` are owned here; `tied` are used here
+    and owned by an earlier layer. `saved`: by `RecomputeMode`. `causal_flops_*`: the part of the FLOPs that stands in
+    causal attention, where a kernel that skips masked blocks does about half. `expert_flops_*`: the part in experts.
     The counts at the end were found in the graph; None where there is no such thing.
     """
 

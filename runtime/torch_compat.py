@@ -398,8 +398,8 @@ def _libtorch_cpu() -> str:
 
 
 def fake_mode() -> Any:
-    """A context in which tensors have sizes and no data. Wraps `torch._subclasses.FakeTensorMode`: meta tensors alone are
-    not enough, libraries ask whether a tensor is fake before they look at its values."""
+    """A context in which tensors have sizes and no data. Wraps `torch._subclasses.FakeTensorMode`: meta tensors alone
+    are not enough, libraries ask whether a tensor is fake before they look at its values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode()
@@ -427,8 +427,8 @@ class _Traced(BaseException):
 def joint_graph(function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Any, int]:
     """AOTAutograd's joint graph of `function(*inputs)` and the number of its forward outputs, not compiled.
 
-    Placeholders are the inputs (`primals`) and the gradients of the outputs (`tangents`); outputs are the function's and
-    the inputs' gradients. Where nothing needs a gradient it is the forward graph alone. Through the public
+    Placeholders are the inputs (`primals`) and the gradients of the outputs (`tangents`); outputs are the function's
+    and the inputs' gradients. Where nothing needs a gradient it is the forward graph alone. Through the public
     `functorch.compile.aot_function`: its partitioner is the one place that sees the joint graph.
     """
     from functorch.compile import aot_function

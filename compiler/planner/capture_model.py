@@ -44,8 +44,8 @@ def capture_model(spec: str, *, seq: int, micro_batch: int = 1, dtype: str = "bf
                   verify_folding: bool = False) -> ModelDescription:
     """Describe the model that `spec` names (see `meta_model.build`) for a micro-batch of `micro_batch` × `seq` tokens.
 
-    `verify_folding` traces every layer and compares it with its group. Raises a `MeshwrightError` for a model that can't
-    be built, one that needs data to run (by the module's name), and one whose layers are not what their group says.
+    `verify_folding` traces every layer and compares it with its group. Raises a `MeshwrightError` for a model that
+    can't be built, one that needs data to run (by the module's name), and one whose layers differ from their group.
     """
     built = build(spec, seq=seq, micro_batch=micro_batch, dtype=dtype, imbalance=imbalance)
     return describe(built, seq=seq, micro_batch=micro_batch, imbalance=imbalance, verify_folding=verify_folding)

@@ -77,7 +77,7 @@ NUMBER = "number_of_experts"  # what `one_expert_each` writes on a container
 
 @contextlib.contextmanager
 def one_expert_each(model_type: str) -> Iterator[None]:
-    """Within it, the containers of `CONTAINERS` get one expert and its number, which is all that `price_experts` reads."""
+    """Within it, the containers of `CONTAINERS` get one expert and their number: all that `price_experts` reads."""
     if model_type not in CONTAINERS:
         yield
         return

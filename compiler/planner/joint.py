@@ -25,7 +25,7 @@ import torch
 from functorch.compile import min_cut_rematerialization_partition
 from torch import fx
 
-from ...cost_model.model import RecomputeMode, Saved
+from ...cost_model.model import RECOMPUTE_MODES, RecomputeMode, Saved
 from ...cost_model.records import OpRecord
 from ...runtime import torch_compat
 from ..records import op_record
@@ -77,7 +77,7 @@ class Joint:
     def saved(self) -> dict[RecomputeMode, Saved]:
         """Bytes kept and operators repeated, by mode. Nothing in a part without a backward pass."""
         if not self.backward:
-            return {mode: Saved(0) for mode in ("none", "min-cut", "selective", "full")}
+            return {mode: Saved(0) for mode in RECOMPUTE_MODES}
         products = {n for n, r in self.records.items() if r.kind in PRODUCTS}
         return {"none": self._under(lambda n: True), "min-cut": self._min_cut(),
                 "selective": self._under(lambda n: n in products), "full": self._under(lambda n: False)}

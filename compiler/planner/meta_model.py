@@ -63,8 +63,8 @@ def build(spec: str, *, seq: int, micro_batch: int, dtype: str = "bfloat16", imb
     else:
         raise UnknownNameError("model", spec, [*MODEL_PRESETS, *PRESETS, "path/to/config.json", "module:callable"])
     experts = price_experts(built.model, imbalance)
-    notes = tuple(f"{name}: priced as tokens × top-k × {imbalance:g} rows through grouped products, whatever the router "
-                  "chooses; no token dropped" for name in experts)
+    notes = tuple(f"{name}: priced as tokens × top-k × {imbalance:g} rows through grouped products, whatever the "
+                  "router chooses; no token dropped" for name in experts)
     built.model.train()
     return MetaModel(built.name, built.model, built.args, built.kwargs, (*built.notes, *notes))
 
@@ -109,7 +109,8 @@ def _config(data: Mapping[str, Any], name: str) -> Any:
     try:
         return transformers.AutoConfig.for_model(**data)
     except Exception as error:
-        raise InvalidInputError(f"{name} is no configuration that transformers accepts ({_first_line(error)})") from None
+        reason = _first_line(error)
+        raise InvalidInputError(f"{name} is no configuration that transformers accepts ({reason})") from None
 
 
 def _from_config(name: str, config: Any, seq: int, micro_batch: int, dtype: torch.dtype,
@@ -138,8 +139,9 @@ def _from_config(name: str, config: Any, seq: int, micro_batch: int, dtype: torc
 def _auto_class(config: Any) -> Any:
     """The auto class whose model the configuration names in `architectures`, else the first that has one."""
     transformers, named = _transformers(), getattr(config, "architectures", None) or []
-    fitting = [auto for name in AUTO_CLASSES if type(config) in (auto := getattr(transformers, name))._model_mapping.keys()
-               and not (name == "AutoModelForCausalLM" and _encoder(transformers, config))]
+    classes = AUTO_CLASSES[1:] if _encoder(transformers, config) else AUTO_CLASSES
+    fitting = [auto for auto in (getattr(transformers, name) for name in classes)
+               if type(config) in auto._model_mapping.keys()]
     if not fitting:
         raise InvalidInputError(f"transformers has no model for {type(config).__name__}")
     for auto in fitting:
@@ -173,8 +175,8 @@ def _inputs(config: Any, model: nn.Module, seq: int, micro_batch: int, dtype: to
 
 
 def _from_callable(spec: str, seq: int, micro_batch: int) -> MetaModel:
-    """`module:callable` gives an `nn.Module` with its example inputs, as for `explain`; where the callable takes `seq` and
-    `micro_batch`, it is called with them. It runs under the meta device."""
+    """`module:callable` gives an `nn.Module` with its example inputs, as for `explain`; where the callable takes `seq`
+    and `micro_batch`, it is called with them. It runs under the meta device."""
     module_name, _, attribute = spec.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:

@@ -4,14 +4,14 @@ parameters. The modelling code is that of transformers; what it does differently
 Sources
   [Llama3]   "The Llama 3 Herd of Models", arXiv:2407.21783, Table 3 (layers, widths, heads, vocabulary, RoPE base) and
              the model cards (8.03B, 70.6B, 405B parameters; 8192 tokens in pre-training).
-  [GPT3]     Brown et al., "Language Models are Few-Shot Learners", arXiv:2005.14165, Table 2.1; the vocabulary is GPT-2's.
+  [GPT3]     Brown et al., "Language Models are Few-Shot Learners", arXiv:2005.14165, Table 2.1; vocabulary of GPT-2.
   [Mixtral]  Jiang et al., "Mixtral of Experts", arXiv:2401.04088, Table 1; 46.7B: mistral.ai/news/mixtral-of-experts.
-  [8x22B]    mistral.ai/news/mixtral-8x22b (141B parameters, 39B active) and config.json of mistralai/Mixtral-8x22B-v0.1.
-  [Qwen3]    "Qwen3 Technical Report", arXiv:2505.09388, Table 2, and config.json of Qwen/Qwen3-235B-A22B (235B, 22B active).
+  [8x22B]    mistral.ai/news/mixtral-8x22b (141B parameters, 39B active) and config.json of Mixtral-8x22B-v0.1.
+  [Qwen3]    "Qwen3 Technical Report", arXiv:2505.09388, Table 2, and config.json of Qwen3-235B-A22B (22B active).
   [DSv3]     "DeepSeek-V3 Technical Report", arXiv:2412.19437, §4.2 (671B, 37B active), and its config.json.
   [BERT]     Devlin et al., arXiv:1810.04805, §3: L=24, H=1024, A=16, "340M".
   [T5]       Raffel et al., arXiv:1910.10683, §3.7, "11B", and config.json of t5-11b.
-  [ViT22B]   Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", arXiv:2302.05442, Table 1 (21.743B).
+  [ViT22B]   Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", arXiv:2302.05442, Table 1.
   [Switch]   Fedus et al., "Switch Transformers", arXiv:2101.03961, Table 9 (Switch-C, 1571B).
 
 """
@@ -41,7 +41,8 @@ def _llama3(layers: int, hidden: int, ffn: int, heads: int, parameters: float) -
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}, parameters, "Llama3")
 
 
-def _mixtral(layers: int, hidden: int, ffn: int, heads: int, tokens: int, parameters: float, source: str) -> ModelPreset:
+def _mixtral(layers: int, hidden: int, ffn: int, heads: int, tokens: int, parameters: float,
+             source: str) -> ModelPreset:
     return ModelPreset("mixtral", {
         "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads,
         "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": tokens, "num_local_experts": 8,
@@ -83,5 +84,6 @@ MODEL_PRESETS: dict[str, ModelPreset] = {
     "switch-c": ModelPreset("switch_transformers", {
         "num_layers": 15, "num_decoder_layers": 15, "num_sparse_encoder_layers": 15, "num_sparse_decoder_layers": 15,
         "d_model": 2080, "d_kv": 64, "d_ff": 6144, "num_heads": 32, "num_experts": 2048, "vocab_size": 32128}, 1571.0,
-        "Switch", "no token is dropped, where the paper's experts have a capacity; encoder and decoder both see `seq` tokens"),
+        "Switch", "no token is dropped, where the paper's experts have a capacity; encoder and decoder both see `seq` "
+        "tokens"),
 }

@@ -87,8 +87,8 @@ class _Cutter:
             with exchanged(call.module, weights):
                 return _new(call.module(*args, **kwargs), tensors)
 
-        return Part(call.path, type(call.module).__name__, group, tuple(named_tensors(call.args, call.kwargs)), tuple(self.roles[i]),
-                    tuple(call.inputs), own, function, True)
+        return Part(call.path, type(call.module).__name__, group, tuple(named_tensors(call.args, call.kwargs)),
+                    tuple(self.roles[i]), tuple(call.inputs), own, function, True)
 
     def between(self, i: int) -> Part:
         """What runs after call `i` (-1: from the start) and before the next one, or to the end."""
@@ -104,7 +104,7 @@ class _Cutter:
                     out = self.built.model(*args, **kwargs)
             except _Stop:
                 return _new(stubs.reached, tensors)
-            loss = out.get("loss") if isinstance(out, Mapping) else None
+            loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
             return _new(out if loss is None else loss, tensors)
 
         names = [*named_tensors(self.state.args, self.state.kwargs), *("hidden" for _ in made)]
@@ -129,8 +129,8 @@ class _Stop(BaseException):
 
 
 class _Stubs:
-    """Stands for every layer. Call `i` gives `fresh`, the others tensors nobody should need. `reached` are the inputs of
-    the call after `i`, and the constants of those up to call `stop`, which ends the run."""
+    """Stands for every layer. Call `i` gives `fresh`, the others tensors nobody should need. `reached` are the inputs
+    of the call after `i`, and the constants of those up to call `stop`, which ends the run."""
 
     def __init__(self, calls: Sequence[Call], own: Sequence[Sequence[BoundaryRole]], i: int, stop: int | None,
                  fresh: Mapping[int, torch.Tensor]) -> None:

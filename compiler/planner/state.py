@@ -16,7 +16,7 @@ from .meta_model import MetaModel
 class State:
     """A model's parameters, buffers and inputs as fake tensors; a tied one is one tensor under several names.
 
-    They say that they are on the CPU: on the meta device torch loses gradients (of `nll_loss`, for one), with a warning.
+    They say that they are on the CPU: on the meta device torch loses gradients (`nll_loss`'s, for one), with a warning.
     """
 
     def __init__(self, built: MetaModel) -> None:

@@ -1,4 +1,4 @@
-"""Sizes that a parallel layout must divide, found in a captured graph: heads, feed-forward width, experts, vocabulary."""
+"""Sizes that a parallel layout must divide, found in a graph: heads, feed-forward width, experts, vocabulary."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _of_experts(_: Joint, node: fx.Node) -> bool:
 
 
 def _kv_heads(key: Any) -> int:
-    """Heads of a key before they were repeated for the query's: the size before `expand`, else what the operator got."""
+    """Heads of a key before they were repeated for the query's: the size before `expand`, else the operator's."""
     heads = _shape(key)[1]
     node = key
     while node.op == "call_function" and (view_root(node) is not node or _name(node) in SAME_VALUES):
