@@ -142,9 +142,13 @@ def _outermost(paths: Any) -> set[str]:
 
 
 def _linked(first: Call, second: Call) -> bool:
-    made, got = unique_tensors(first.output), second.inputs
-    return bool(made and got) and (any(m is g for m in made for g in got) or (
-        made[0].shape == got[0].shape and made[0].dtype == got[0].dtype))
+    """Whether the second call works on what the first made; `forward` may have changed it on the way. Branches that get
+    the same input side by side are no chain."""
+    made, got, given = unique_tensors(first.output), second.inputs, first.inputs
+    if not made or not got:
+        return False
+    alike = made[0].shape == got[0].shape and made[0].dtype == got[0].dtype
+    return any(m is g for m in made for g in got) or (alike and not (given and got[0] is given[0]))
 
 
 def run_without_data(built: MetaModel, state: State) -> Any:

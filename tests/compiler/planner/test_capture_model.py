@@ -187,6 +187,35 @@ def test_frozen_layers_are_a_kind_of_their_own_and_compute_less() -> None:
     assert frozen.saved["none"].bytes < trained.saved["none"].bytes
 
 
+def test_branches_side_by_side_are_no_layers() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sum(part(x) for part in self.parts)
+
+    found = described(Branches(), torch.randn(4, 8), micro_batch=4, seq=1)
+    assert [k.name for k in found.kinds] == ["Branches"]
+    assert found.kinds[0].flops_forward == 3 * 2 * 4 * 8 * 8
+
+
+def test_what_happens_between_layers_is_a_part_of_its_own() -> None:
+    class Scaling(Frobnicator):
+        def forward(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+            x = self.table(tokens)
+            for layer in self.stack:
+                x = layer(x * 2.0)
+            return self.project(x)
+
+    found = described(Scaling(), *tokens())
+    assert [found.kinds[k].name for k in found.order] == ["embedding", "Quux", "between", "Quux", "between", "Quux",
+                                                          "head"]
+    between = next(k for k in found.kinds if k.name == "between")
+    assert [r.op for r in between.forward] == [r.op for r in between.backward] == ["mul"]
+
+
 # -- ties -----------------------------------------------------------------------------------------
 def test_tied_weights_count_once() -> None:
     found = described(Frobnicator(tied=True), *tokens())
