@@ -180,8 +180,9 @@ def model_from_json(text: str) -> ModelDescription:
 def interpolated(one: ModelDescription, two: ModelDescription, micro_batch: int) -> ModelDescription:
     """The description for another micro-batch from captures of two: every number is a + b · micro-batch.
 
-    Exact where no rows are rounded up (imbalance 1). One sample is no point of the line: how a tensor with a dimension
-    of 1 is walked through is another matter. Raises `ValueError` when the two differ in more
+    Exact where no rows are rounded up (imbalance 1), but for the bytes that a gather reads of a table smaller than what
+    it gathers: those stop growing. One sample is no point of the line: how a tensor with a dimension of 1 is walked
+    through is another matter. Raises `ValueError` when the two differ in more
     than their numbers, or when a number would not be whole.
     """
     if one.micro_batch == two.micro_batch or min(one.micro_batch, two.micro_batch, micro_batch) < 2:

@@ -118,7 +118,7 @@ def _owned(parts: Sequence[Part], captured: Mapping[Any, Captured],
     unused = [n for i, n in everything.items() if i not in {state.identity(n) for names in reads for n in names}]
     reads[-1] = [*reads[-1], *unused]
     kinds: dict[Any, int] = {}
-    order, made = [], []
+    order, made = list[int](), list[LayerKind]()
     for part, names in zip(parts, reads, strict=True):
         own = _groups(state, [n for n in names if state.identity(n) not in owned])
         tied = _groups(state, [n for n in names if state.identity(n) in owned])

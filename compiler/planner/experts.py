@@ -33,13 +33,13 @@ torch.library.define("meshwright_planner::grouped_mm", "(Tensor rows, Tensor wei
 torch.library.define("meshwright_planner::grouped_mm_weights", "(Tensor rows, Tensor grad, int experts) -> Tensor")
 
 
-@torch.library.register_fake("meshwright_planner::grouped_mm")
+@torch.library.register_fake("meshwright_planner::grouped_mm")  # type: ignore[untyped-decorator]
 def _grouped(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """rows [S, K], weights [E, K, N] -> [S, N]: each row by the weights of its expert."""
     return rows.new_empty(rows.size(0), weights.size(2))
 
 
-@torch.library.register_fake("meshwright_planner::grouped_mm_weights")
+@torch.library.register_fake("meshwright_planner::grouped_mm_weights")  # type: ignore[untyped-decorator]
 def _grouped_weights(rows: torch.Tensor, grad: torch.Tensor, experts: int) -> torch.Tensor:
     """rows [S, K], grad [S, N] -> [E, K, N]: gradient of the weights."""
     return rows.new_empty(experts, rows.size(1), grad.size(1))
@@ -150,13 +150,13 @@ def _has_stacked_parameters(module: nn.Module) -> bool:
 
 def _stacked_parameters(module: Any, imbalance: float, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
                         top_k_weights: torch.Tensor) -> torch.Tensor:
-    def linear(name: str, rows: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+    def linear(name: str, rows: torch.Tensor, expert: torch.Tensor) -> Any:
         weight = getattr(module, name)
         weight = weight if getattr(module, "is_transposed", False) else weight.transpose(1, 2)
         out = torch.ops.meshwright_planner.grouped_mm(rows.to(weight.dtype), weight)
         return out + getattr(module, f"{name}_bias")[expert] if getattr(module, "has_bias", False) else out
 
-    def run(rows: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+    def run(rows: torch.Tensor, expert: torch.Tensor) -> Any:
         if getattr(module, "has_gate", True):
             inner = module._apply_gate(linear("gate_up_proj", rows, expert))
         else:
@@ -184,7 +184,7 @@ class _GroupedLinear(nn.Module):
         self.bias = None if linear.bias is None else _stacked(linear.bias, experts)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        out = torch.ops.meshwright_planner.grouped_mm(rows, self.weight.transpose(1, 2))
+        out: torch.Tensor = torch.ops.meshwright_planner.grouped_mm(rows, self.weight.transpose(1, 2))
         return out if self.bias is None else out + self.bias[0]  # a row reads one expert's bias, whichever it is
 
 
@@ -214,7 +214,7 @@ def _refuse_others(name: str, container: nn.Module, expert: nn.Module) -> None:
             expected="forward(tokens, selected, weights) over experts whose weights are all in nn.Linear")
 
 
-def _stacked(parameter: nn.Parameter, experts: int) -> nn.Parameter:
+def _stacked(parameter: torch.Tensor, experts: int) -> nn.Parameter:
     return nn.Parameter(parameter.new_empty(experts, *parameter.shape), requires_grad=parameter.requires_grad)
 
 

@@ -48,7 +48,7 @@ class Joint:
     read: frozenset[int] = field(init=False)  # the inputs that a result depends on
 
     def __post_init__(self) -> None:
-        outputs = _output(self.module).args[0]
+        outputs = _outputs(self.module)
         needed = _ancestors(_nodes(outputs[:self.forward_outputs]))
         live = needed | _ancestors(_nodes(outputs[self.forward_outputs:]))
         for node in self.module.graph.nodes:  # the logsumexp of attention: no output needs it, its operator runs anyway
@@ -111,7 +111,7 @@ class Joint:
             forward, backward = min_cut_rematerialization_partition(
                 joint, [], num_fwd_outputs=self.forward_outputs, static_lifetime_input_indices=static)
         by_name = {n.name: n for n in self.module.graph.nodes}
-        kept = {view_root(n) for n in _output(forward).args[0][self.forward_outputs:] if isinstance(n, fx.Node)}
+        kept = {view_root(n) for n in _outputs(forward)[self.forward_outputs:] if isinstance(n, fx.Node)}
         ours = {by_name[n.name] for n in kept if n.name in by_name}
         ran = [n for n in self.forward if n in self.records]
         names = {n.name for n in backward.graph.nodes if n.op == "call_function"}
@@ -148,8 +148,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _output(module: fx.GraphModule) -> fx.Node:
-    return next(n for n in reversed(module.graph.nodes) if n.op == "output")
+def _outputs(module: fx.GraphModule) -> list[Any]:
+    output: Any = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+    return list(output.args[0])
 
 
 def _nodes(values: Sequence[Any]) -> list[fx.Node]:
@@ -168,7 +169,7 @@ def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 def result_of(node: fx.Node) -> fx.Node:
     """The operator behind one of several results."""
-    return node.args[0] if node.target is operator.getitem else node  # type: ignore[return-value]
+    return node.all_input_nodes[0] if node.target is operator.getitem else node
 
 
 def _is_view(node: fx.Node) -> bool:

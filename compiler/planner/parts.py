@@ -108,8 +108,8 @@ class _Cutter:
             return _new(out if loss is None else loss, tensors)
 
         names = [*named_tensors(self.state.args, self.state.kwargs), *("hidden" for _ in made)]
-        own: list[BoundaryRole] = [*("constant" for _ in given),
-                                   *("chain" if t.is_floating_point() else "constant" for t in made)]
+        own: list[BoundaryRole] = ["constant"] * len(given)
+        own += ["chain" if t.is_floating_point() else "constant" for t in made]
         title, where, group = self._names(i)
         return Part(where, title, (group, signature(made)), tuple(names), tuple(own), (*given, *made), self.outside,
                     function, False)

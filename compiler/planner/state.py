@@ -55,13 +55,13 @@ def exchanged(module: nn.Module, weights: Mapping[int, torch.Tensor]) -> Iterato
 
     `torch.func.functional_call` goes by name, and leaves a module that has several names with the wrong weights.
     """
-    before = []
+    before: list[tuple[Any, str, torch.Tensor]] = []
     for sub in module.modules():
         for table in (sub._parameters, sub._buffers):
             before += [(table, name, t) for name, t in table.items() if t is not None and id(t) in weights]
     try:
         for table, name, tensor in before:
-            table[name] = weights[id(tensor)]  # type: ignore[assignment]
+            table[name] = weights[id(tensor)]
         yield
     finally:
         for table, name, tensor in before:

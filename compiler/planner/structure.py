@@ -42,8 +42,10 @@ def structure_of(joint: Joint, hidden: int | None, tokens: int | None, imbalance
     experts = {view_root(n.args[1]) for n in grouped}  # type: ignore[arg-type]
     rows = int(_shape(grouped[0].args[0])[0]) if grouped else 0
     return Structure(
-        *(_flops(joint, part, _causal) for part in (joint.forward, joint.backward)),
-        *(_flops(joint, part, _of_experts) for part in (joint.forward, joint.backward)),
+        causal_flops_forward=_flops(joint, joint.forward, _causal),
+        causal_flops_backward=_flops(joint, joint.backward, _causal),
+        expert_flops_forward=_flops(joint, joint.forward, _of_experts),
+        expert_flops_backward=_flops(joint, joint.backward, _of_experts),
         expert_parameters=sum(math.prod(_shape(p)) for p in experts),
         heads=max((*(_shape(n.args[0])[1] for n in attention), *_softmax_heads(forward)), default=None),
         kv_heads=max((_kv_heads(n.args[1]) for n in attention), default=None),

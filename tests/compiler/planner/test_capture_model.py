@@ -238,7 +238,8 @@ def test_one_module_that_runs_three_times_is_owned_once() -> None:
 
 # -- other micro-batches --------------------------------------------------------------------------
 def test_two_captures_give_every_micro_batch() -> None:
-    two, three, five = (described(Frobnicator(), *tokens(n), micro_batch=n) for n in (2, 3, 5))
+    model = Frobnicator(rows=1000)
+    two, three, five = (described(model, *tokens(n), micro_batch=n) for n in (2, 3, 5))
     between = interpolated(two, three, 5)
     for a, b in zip(between.kinds, five.kinds, strict=True):
         assert dataclasses.replace(a, capture_s=0.0) == dataclasses.replace(b, capture_s=0.0)
