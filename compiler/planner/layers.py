@@ -12,6 +12,7 @@ code that reads its own number in `forward` is not seen: `--verify-folding` capt
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,6 +257,8 @@ def _plain(value: Any, depth: int = 4) -> Any:
         return tuple((str(k), _plain(v, depth - 1)) for k, v in value.items())
     if isinstance(value, torch.Tensor):
         return (tuple(value.shape), value.dtype)
+    if isinstance(value, functools.partial):
+        return (id(value.func), _plain(value.args, depth), _plain(value.keywords, depth))
     value = getattr(value, "__func__", value)  # a bound method is a new object for every instance
     return id(value) if callable(value) or hasattr(value, "to_dict") else type(value)
 

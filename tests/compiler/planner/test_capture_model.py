@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,16 @@ def test_what_makes_a_layer_different(change: Callable[[Any], None]) -> None:
     assert fingerprint(layers[0]) == fingerprint(layers[1])
     change(layers[1])
     assert fingerprint(layers[0]) != fingerprint(layers[1])
+
+
+def test_functions_that_layers_hold_are_compared_by_what_they_do() -> None:
+    from meshwright.compiler.planner.layers import fingerprint
+
+    layers = [Quux(64, 4, 2, 160, 0, True) for _ in range(3)]
+    for layer, way in zip(layers, ("tanh", "tanh", "none"), strict=True):
+        layer.bend = functools.partial(torch.nn.functional.gelu, approximate=way)
+        layer.method = layer.mix
+    assert fingerprint(layers[0]) == fingerprint(layers[1]) != fingerprint(layers[2])
 
 
 def test_frozen_layers_are_a_kind_of_their_own_and_compute_less() -> None:
