@@ -82,7 +82,12 @@ def _capture(part: Part, state: State, imbalance: float) -> Captured:
     roles: list[InputRole] = ["parameter" if state.is_parameter(n) else "buffer" for n in names]
     with state.mode:
         inputs = [t.detach().requires_grad_(t.requires_grad) for t in (*(state.fake[n] for n in names), *part.tensors)]
-    joint = trace(flat, inputs, [*roles, *part.roles])
+    try:
+        joint = trace(flat, inputs, [*roles, *part.roles])
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise UnsupportedError(f"{part.module or part.title} can't be traced forward and backward "
+                               f"({type(error).__name__}: {first})") from error
     chain = next((t for t, role in zip(part.tensors, part.roles, strict=True) if role == "chain"), None)
     found = structure_of(joint, None if chain is None else chain.shape[-1],
                          None if chain is None else math.prod(chain.shape[:-1]), imbalance)

@@ -33,6 +33,9 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn
     if query.dim() != 4:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
                                               enable_gqa=enable_gqa)
+    if query.size(1) % max(1, key.size(1)) or key.size(1) not in (value.size(1), query.size(1)):
+        heads = [t.size(1) for t in (query, key, value)]
+        raise ValueError("attention of {} query heads over {} key and {} value heads".format(*heads))
     sizes = {t.size(-1) for t in (query, key, value)}
     narrow = query.dtype in (torch.bfloat16, torch.float16)
     if attn_mask is None and narrow and len(sizes) == 1 and max(sizes) <= FLASH_HEAD_SIZE:

@@ -280,6 +280,15 @@ def test_a_loop_over_hit_experts_is_refused_by_name() -> None:
         described(model, torch.randn(8, 16))
 
 
+def test_a_part_that_has_no_backward_pass_is_named() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.gammainc(x, x)  # torch has no derivative by the first
+
+    with pytest.raises(UnsupportedError, match="Odd can't be traced forward and backward"):
+        described(Odd(), torch.randn(2, 4, requires_grad=True))
+
+
 def test_a_model_that_fails_is_named() -> None:
     with pytest.raises(MeshwrightError, match=r"model fails in 1 \(Linear\) without data"):
         described(nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)), torch.randn(2, 4))

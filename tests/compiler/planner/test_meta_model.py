@@ -108,6 +108,7 @@ def test_code_that_a_configuration_names_is_not_run(tmp_path: Path) -> None:
     (json.dumps({**CONFIG, "vocab_size": float("-inf")}), "vocab_size is -inf"),
     (json.dumps({**CONFIG, "hidden_size": 10**30}), "can't build this configuration|accepts"),
     (json.dumps({**CONFIG, "hidden_size": "wide"}), "is no configuration that transformers accepts|can't build"),
+    (json.dumps({**CONFIG, "num_key_value_heads": 3}), "attention of 4 query heads over 3 key and 3 value heads"),
     (json.dumps({**CONFIG, "num_attention_heads": 0}), "can't build|fails|accepts"),
 ])
 def test_bad_configurations(tmp_path: Path, text: str, message: str) -> None:
