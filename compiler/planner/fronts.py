@@ -1,0 +1,273 @@
+"""What a stretch of layers can cost: the undominated sums over its layers' options, by boundary layouts.
+
+Equal layers whose options share one pair of layouts are interchangeable: only how many take which option matters, so a
+run of n layers and K options has C(n+K-1, K-1) sums and not K^n. Other layers are chained one by one. Where a run has
+more than `MOST_SUMS`, mixtures of at most two options stand for all (the linear relaxation under one memory limit needs
+no more); `complete` then turns False, and the search claims nothing beyond the bound.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from .problem import runs
+from .tables import (
+    BACKWARD,
+    FORWARD,
+    STATIC,
+    TAIL,
+    TRANSIENT,
+    UNTIL_B,
+    UNTIL_W,
+    WEIGHT,
+    Ints,
+    Tables,
+    activation_bytes,
+    staircase,
+    undominated,
+)
+
+MOST_SUMS = 2000
+MOST_ROWS = 4000
+
+Families = tuple[tuple[int, int], ...]  # (kind, family) pairs in use, sorted
+
+
+class Key(NamedTuple):
+    """Layout of the first input and of the last output, and the families in use."""
+
+    first: int
+    last: int
+    families: Families
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """`count` equal layers: row r takes `counts[r][k]` times option `ids[k]` and costs `costs[r]`."""
+
+    ids: tuple[int, ...]
+    counts: Ints
+    costs: Ints
+
+
+class Front(NamedTuple):
+    """Sums, array [rows, 8], and for each the node of `History` that tells its options."""
+
+    costs: Ints
+    nodes: Ints
+
+
+class History:
+    """Which options a sum consists of: a node is a row of a step, after a parent node."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._blocks: list[tuple[Ints | None, Step, Ints]] = []
+        self._size = 0
+
+    def add(self, parents: Ints | None, step: Step, rows: Ints) -> Ints:
+        """New nodes, one per row."""
+        self._starts.append(self._size)
+        self._blocks.append((parents, step, rows))
+        self._size += len(rows)
+        return np.arange(self._size - len(rows), self._size)
+
+    def options(self, node: int) -> list[int]:
+        """The option of every layer up to this node; equal layers of a run take the simplest option first."""
+        taken: list[tuple[int, ...]] = []
+        at: int | None = node
+        while at is not None:
+            block = bisect.bisect_right(self._starts, at) - 1
+            parents, step, rows = self._blocks[block]
+            index = at - self._starts[block]
+            counts = step.counts[rows[index]]
+            taken.append(tuple(o for o, n in zip(step.ids, counts, strict=True) for _ in range(n)))
+            at = None if parents is None else int(parents[index])
+        return [o for options in reversed(taken) for o in options]
+
+
+class Fronts:
+    """The fronts of one outer tuple, each computed once. `chain(kinds)` is exact as long as `complete`. A `place`, a
+    stage and chunk, keeps only the least busy time at each memory there, two columns instead of eight: that scales."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables, self.complete, self.history = tables, True, History()
+        self._chains: dict[tuple[tuple[int, ...], Place | None], dict[Key, Front]] = {}
+        self._runs: dict[tuple[int, tuple[int, ...], int, Place | None], Step] = {}
+
+    def chain(self, kinds: tuple[int, ...], place: Place | None = None) -> dict[Key, Front]:
+        """Fronts of consecutive layers, by key."""
+        found = self._chains.get((kinds, place))
+        if found is None:
+            found = self._chains[kinds, place] = self._chain(kinds, place)
+        return found
+
+    def _chain(self, kinds: tuple[int, ...], place: Place | None) -> dict[Key, Front]:
+        state: dict[Key, list[Front]] = {}
+        first = True
+        for kind, count in runs(kinds):
+            reached: dict[Key, list[Front]] = {}
+            for family, ids in enumerate(self._families(kind, place)):
+                steps, repeat = self._steps(kind, ids, count, place)
+                own, start = state, first
+                for _ in range(repeat):
+                    own, start = self._extended(own, start, kind, family, steps, place), False
+                for key, fronts in own.items():
+                    reached.setdefault(key, []).extend(fronts)
+            state, first = {key: [self._merged(fronts, place)] for key, fronts in reached.items()}, False
+        return {key: fronts[0] for key, fronts in state.items() if len(fronts[0].costs)}
+
+    def _families(self, kind: int, place: Place | None) -> tuple[tuple[int, ...], ...]:
+        """Options that a run may mix. At a place, where all may mix, those of equal layouts: a heuristic that scales."""
+        tables = self.tables
+        if place is None or not tables.problem.mixing:
+            return tables.families[kind]
+        return tuple(self._by_layouts(kind, tables.families[kind][0]).values()) if tables.families[kind] else ()
+
+    def _by_layouts(self, kind: int, ids: tuple[int, ...]) -> dict[tuple[int, int], tuple[int, ...]]:
+        options = self.tables.outer.options[kind]
+        found: dict[tuple[int, int], tuple[int, ...]] = {}
+        for i in ids:
+            pair = options[i].layout_in, options[i].layout_out
+            found[pair] = (*found.get(pair, ()), i)
+        return found
+
+    def _steps(self, kind: int, ids: tuple[int, ...], count: int,
+               place: Place | None) -> tuple[list[tuple[int, int, Step]], int]:
+        """(layout in, layout out, sums) of a step, and how many such steps make the run."""
+        by_layouts = self._by_layouts(kind, ids)
+        at_once = count if len(by_layouts) == 1 else 1
+        return [(a, b, self._run(kind, own, at_once, place)) for (a, b), own in by_layouts.items()], count // at_once
+
+    def _run(self, kind: int, ids: tuple[int, ...], count: int, place: Place | None) -> Step:
+        key = kind, ids, count, place
+        if key not in self._runs:
+            counts, complete = compositions(count, len(ids))
+            self.complete &= complete or place is not None
+            option, table = self.tables.outer.options[kind][ids[0]], self.tables.options[kind][list(ids)]
+            costs = counts @ table + (count - 1) * self._reshard(option.layout_out, option.layout_in)
+            costs[:, TRANSIENT] = np.where(counts > 0, table[:, TRANSIENT], 0).max(axis=1)
+            kept = self._kept(costs, place)
+            self._runs[key] = Step(ids, counts[kept], costs[kept])
+        return self._runs[key]
+
+    def _reshard(self, last: int, first: int) -> Ints:
+        """What a change of layout between two layers adds."""
+        move = self.tables.outer.reshard[last][first]
+        added = np.zeros(8, np.int64)
+        added[[FORWARD, BACKWARD, UNTIL_B]] = move.forward_ns, move.backward_ns, move.saved_bytes
+        return added
+
+    def _extended(self, state: dict[Key, list[Front]], start: bool, kind: int, family: int,
+                  steps: list[tuple[int, int, Step]], place: Place | None) -> dict[Key, list[Front]]:
+        found: dict[Key, list[Front]] = {}
+        own = () if self.tables.problem.mixing else ((kind, family),)
+        for first, last, step in steps:
+            if start:
+                nodes = self.history.add(None, step, np.arange(len(step.costs)))
+                found.setdefault(Key(first, last, own), []).append(Front(step.costs, nodes))
+            for key, fronts in state.items():
+                families = together(key.families, own)
+                if families is not None:
+                    added = self._reshard(key.last, first)
+                    found.setdefault(Key(key.first, last, families), []).extend(
+                        self._joined(front, step, added, place) for front in fronts)
+        return {key: [self._merged(fronts, place)] for key, fronts in found.items()}
+
+    def _joined(self, front: Front, step: Step, added: Ints, place: Place | None) -> Front:
+        costs = add_rows(front.costs, step.costs) + added
+        kept = self._kept(costs, place)
+        before, own = np.divmod(kept, max(1, len(step.costs)))
+        return Front(costs[kept], self.history.add(front.nodes[before], step, own))
+
+    def _merged(self, fronts: list[Front], place: Place | None) -> Front:
+        if len(fronts) == 1:
+            return fronts[0]
+        costs, nodes = np.concatenate([f.costs for f in fronts]), np.concatenate([f.nodes for f in fronts])
+        kept = self._kept(costs, place)
+        return Front(costs[kept], nodes[kept])
+
+    def _kept(self, costs: Ints, place: Place | None) -> Ints:
+        """The rows that fit (as far as these layers go) and that no other makes needless."""
+        capacity = self.tables.problem.capacity_bytes
+        if place is None:
+            held = costs[:, STATIC] + costs[:, UNTIL_B] + costs[:, UNTIL_W] + costs[:, TRANSIENT]
+            fitting = np.flatnonzero(held <= capacity)
+            if len(fitting) > MOST_ROWS:
+                self.complete = False
+                fitting = fitting[:MOST_ROWS]
+            return fitting[undominated(costs[fitting])]
+        memory = place.memory(self.tables, costs)
+        fitting = np.flatnonzero(memory <= capacity)
+        return fitting[staircase(memory[fitting], busy_ns(costs[fitting], self.tables.outer.m))]
+
+
+class Place(NamedTuple):
+    """A chunk of a stage."""
+
+    stage: int
+    chunk: int
+
+    def memory(self, tables: Tables, costs: Ints) -> Ints:
+        """Bytes of these rows there; with several chunks at the moment that holds most micro-batches."""
+        held = tables.held(self.stage)
+        if tables.outer.v == 1:
+            active = activation_bytes(held, [costs])
+        else:
+            fullest = max(held, key=lambda h: sum(h.until_b))
+            active = fullest.until_b[self.chunk] * costs[:, UNTIL_B] + fullest.until_w[self.chunk] * costs[:, UNTIL_W]
+        total: Ints = costs[:, STATIC] + active + costs[:, TRANSIENT]
+        return total
+
+
+def busy_ns(costs: Ints, micro_batches: int) -> Ints:
+    """Time in which a stage of these rows does not wait."""
+    busy: Ints = micro_batches * (costs[:, FORWARD] + costs[:, BACKWARD] + costs[:, WEIGHT]) + costs[:, TAIL]
+    return busy
+
+
+def add_rows(a: Ints, b: Ints) -> Ints:
+    """Every row of a with every row of b: sums, of transients the larger."""
+    both = (a[:, None, :] + b[None, :, :]).reshape(-1, a.shape[1])
+    both[:, TRANSIENT] = np.maximum(a[:, None, TRANSIENT], b[None, :, TRANSIENT]).reshape(-1)
+    return both
+
+
+def together(a: Families, b: Families) -> Families | None:
+    """Both choices of families, None where they disagree."""
+    union = dict(a)
+    if any(union.setdefault(kind, family) != family for kind, family in b):
+        return None
+    return tuple(sorted(union.items()))
+
+
+@lru_cache(maxsize=1024)
+def compositions(count: int, options: int) -> tuple[Ints, bool]:
+    """Ways to give `count` equal layers to options, an array [ways, options], and whether these are all. The simplest
+    come first."""
+    if math.comb(count + options - 1, options - 1) <= MOST_SUMS:
+        return np.array(list(_all(count, options)), dtype=np.int64).reshape(-1, options), True
+    pairs = list(combinations(range(options), 2))
+    taken = np.unique(np.linspace(0, count, max(2, min(count + 1, 2 * MOST_ROWS // len(pairs)))).round().astype(int))
+    rows = np.zeros((len(pairs) * len(taken), options), dtype=np.int64)
+    for i, (a, b) in enumerate(pairs):
+        block = rows[i * len(taken):(i + 1) * len(taken)]
+        block[:, a], block[:, b] = count - taken, taken
+    return rows, False
+
+
+def _all(count: int, options: int) -> Iterator[tuple[int, ...]]:
+    if options == 1:
+        yield (count,)
+        return
+    for n in range(count, -1, -1):
+        for rest in _all(count - n, options - 1):
+            yield (n, *rest)

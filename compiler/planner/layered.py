@@ -1,0 +1,194 @@
+"""The exact search inside one outer tuple: a dynamic program over parts that keeps Pareto sets of the stage vector.
+
+State: where the next part starts, the last layout, and (as long as a stage has chunks to come) its families. Value: all
+costs of all stages so far. J only rises with each of them, so a state that another one is nowhere above is dropped; so is one
+whose bound reaches the incumbent. Two ends of every plan still alive are priced by J itself, most promising first.
+
+    column of stage s    F and B and W of each chunk, tail, transfers to both neighbours, and until the stage is
+                         complete its memory: static, activations at every possible peak, transient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...cost_model.pipeline import StageCosts
+from ...cost_model.steady_state import steady_state_time_ns
+from .fronts import Families, Front, Fronts, Key, Place, together
+from .problem import Plan, part_sizes
+from .tables import BACKWARD, FORWARD, STATIC, TAIL, TRANSIENT, UNTIL_B, UNTIL_W, WEIGHT, Ints, undominated
+
+
+class TooLarge(Exception):
+    """More states than the limit: the tuple is left to the heuristic and the bound."""
+
+
+@dataclass(frozen=True)
+class _States:
+    """`values` [rows, columns] and per row the nodes of all parts so far and where they end."""
+
+    values: Ints
+    nodes: Ints
+    ends: Ints
+
+
+_Key = tuple[int, int, tuple[Families, ...]]  # next layer, last layout, families of every stage that has parts to come
+
+
+class Layered:
+    """`solve(below)` is the fastest plan of the tuple if it is faster than `below` ns, else None."""
+
+    def __init__(self, fronts: Fronts, index: int, most_states: int) -> None:
+        self.fronts, self.index, self.most = fronts, index, most_states
+        self.tables, self.outer, self.layers = fronts.tables, fronts.tables.outer, fronts.tables.problem.layers
+        v = self.outer.v
+        self.held = [self.tables.held(s) for s in range(self.outer.p)]
+        self.stages: dict[tuple[tuple[int, ...], int], dict[Key, Front]] = {}
+        widths = [3 * v + 3 + len(h) + 2 for h in self.held]
+        self.at = np.concatenate(([0], np.cumsum(widths))).tolist()
+        remaining = [min((int((t[:, FORWARD] + t[:, BACKWARD] + t[:, WEIGHT]).min()) for t in [table] if len(t)), default=0)
+                     for table in (self.tables.options[kind] for kind in self.layers)]
+        self.work_left = [sum(remaining[i:]) for i in range(len(self.layers) + 1)]
+
+    def solve(self, below: int) -> tuple[int, Plan] | None:
+        """Raises `TooLarge` above the limit of states."""
+        start = np.zeros((1, 0), np.int64)
+        states: dict[_Key, _States] = {(0, -1, ((),) * self.outer.p): _States(
+            np.zeros((1, self.at[-1]), np.int64), start, start)}
+        low, high = part_sizes(len(self.layers), self.outer)
+        for part in range(self.outer.parts):
+            reached: dict[_Key, list[_States]] = {}
+            after = self.outer.parts - part - 1
+            for key, state in states.items():
+                first = key[0]
+                for end in range(max(first + low, len(self.layers) - after * high),
+                                 min(first + high, len(self.layers) - after * low) + 1):
+                    for new, extended in self._extended(key, state, part, end, below):
+                        reached.setdefault(new, []).append(extended)
+            states = self._pruned(reached)
+        return self._best(states, below)
+
+    def _extended(self, key: _Key, state: _States, part: int, end: int,
+                  below: int) -> Iterator[tuple[_Key, _States]]:
+        first, last, families = key
+        stage, chunk = part % self.outer.p, part // self.outer.p
+        for own, front in self._parts(first, end, stage).items():
+            joint = together(families[stage], own.families)
+            if joint is None or not len(front.costs):
+                continue
+            values, rows, picked = self._sums(state.values, front, stage, chunk, last, own)
+            kept = np.flatnonzero(self._promising(values, stage, chunk, end, below))
+            if len(kept) == 0:
+                continue
+            after = list(families)
+            after[stage] = joint if chunk + 1 < self.outer.v else ()
+            values = values[kept]
+            if chunk + 1 == self.outer.v:  # complete: its memory no longer matters
+                values[:, self.at[stage] + 3 * self.outer.v + 3:self.at[stage + 1]] = 0
+            ends = np.full((len(kept), 1), end)
+            yield (end, own.last, tuple(after)), _States(
+                values, np.hstack([state.nodes[rows[kept]], front.nodes[picked[kept], None]]),
+                np.hstack([state.ends[rows[kept]], ends]))
+
+    def _parts(self, first: int, end: int, stage: int) -> dict[Key, Front]:
+        """Fronts of a part. Where it is a whole stage, only what fits is left of it, and only its times matter."""
+        kinds = self.layers[first:end]
+        if self.outer.v > 1:
+            return self.fronts.chain(kinds)
+        if (kinds, stage) not in self.stages:
+            found: dict[Key, list[Front]] = {}
+            for key, front in self.fronts.chain(kinds).items():
+                memory = Place(stage, 0).memory(self.tables, front.costs)
+                fits = np.flatnonzero(memory <= self.tables.problem.capacity_bytes)
+                times = front.costs[fits]
+                times[:, STATIC:] = 0
+                found.setdefault(Key(key.first, key.last, ()), []).append(Front(times, front.nodes[fits]))
+            self.stages[kinds, stage] = {key: _merged(fronts) for key, fronts in found.items()}
+        return self.stages[kinds, stage]
+
+    def _sums(self, values: Ints, front: Front, stage: int, chunk: int, last: int,
+              own: Key) -> tuple[Ints, Ints, Ints]:
+        v, base, costs = self.outer.v, self.at[stage], front.costs
+        rows, picked = np.divmod(np.arange(len(values) * len(costs)), len(costs))
+        sums, added = values[rows], costs[picked]
+        sums[:, base + chunk], sums[:, base + v + chunk] = added[:, FORWARD], added[:, BACKWARD]
+        sums[:, base + 2 * v + chunk] = added[:, WEIGHT]
+        sums[:, base + 3 * v] += added[:, TAIL]
+        memory = base + 3 * v + 3
+        sums[:, memory] += added[:, STATIC]
+        for i, held in enumerate(self.held[stage], 1):
+            sums[:, memory + i] += held.until_b[chunk] * added[:, UNTIL_B] + held.until_w[chunk] * added[:, UNTIL_W]
+        transient = self.at[stage + 1] - 1
+        sums[:, transient] = np.maximum(sums[:, transient], added[:, TRANSIENT])
+        if last >= 0:
+            move, before = self.outer.transfer[last][own.first], self.at[(stage - 1) % self.outer.p]
+            for column, ns in ((before + 3 * v + 1, move.forward_ns), (base + 3 * v + 2, move.backward_ns)):
+                sums[:, column] = np.maximum(sums[:, column], ns)
+        return sums, rows, picked
+
+    def _promising(self, sums: Ints, stage: int, chunk: int, end: int, below: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Rows that fit and whose busiest stage leaves room below the incumbent, as does the mean of all stages."""
+        base, v, m, p = self.at[stage], self.outer.v, self.outer.m, self.outer.p
+        memory = base + 3 * v + 3
+        peak = sums[:, memory + 1:self.at[stage + 1] - 1].max(axis=1)
+        fits = sums[:, memory] + peak + sums[:, -1 if stage + 1 == p else self.at[stage + 1] - 1] \
+            <= self.tables.problem.capacity_bytes
+        busy = m * sums[:, base:base + 3 * v].sum(axis=1) + sums[:, base + 3 * v]
+        total = sum(sums[:, self.at[s]:self.at[s] + 3 * v].sum(axis=1) for s in range(p))
+        promising: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
+            fits & (busy < below) & (m * (total + self.work_left[end]) < below * p))
+        return promising
+
+    def _pruned(self, reached: dict[_Key, list[_States]]) -> dict[_Key, _States]:
+        states, size = {}, 0
+        for key, parts in reached.items():
+            values = np.concatenate([s.values for s in parts])
+            if len(values) > self.most:
+                raise TooLarge
+            kept = undominated(values)
+            size += len(kept)
+            states[key] = _States(values[kept], np.concatenate([s.nodes for s in parts])[kept],
+                                  np.concatenate([s.ends for s in parts])[kept])
+        if size > self.most:
+            raise TooLarge
+        return states
+
+    def _best(self, states: dict[_Key, _States], below: int) -> tuple[int, Plan] | None:
+        """The fastest complete state; J is computed where the busiest stage alone does not rule it out."""
+        found: tuple[int, Plan] | None = None
+        for state in states.values():
+            bounds = np.max(np.stack([self._busy(state.values, s) for s in range(self.outer.p)]), axis=0)
+            for row in np.argsort(bounds, kind="stable"):
+                if bounds[row] >= below:
+                    break
+                step_ns = steady_state_time_ns(self.outer.order, self._costs(state.values[row]))
+                if step_ns < below:
+                    below, found = step_ns, (step_ns, self._plan(state, int(row)))
+        return found
+
+    def _busy(self, values: Ints, stage: int) -> Ints:
+        base, v = self.at[stage], self.outer.v
+        busy: Ints = self.outer.m * values[:, base:base + 3 * v].sum(axis=1) + values[:, base + 3 * v]
+        return busy
+
+    def _costs(self, row: Ints) -> list[StageCosts]:
+        v, found = self.outer.v, []
+        for base in self.at[:-1]:
+            chunk = [tuple(map(int, row[base + i * v:base + (i + 1) * v])) for i in range(3)]
+            found.append(StageCosts(*chunk, *map(int, row[base + 3 * v + 1:base + 3 * v + 3]), int(row[base + 3 * v])))
+        return found
+
+    def _plan(self, state: _States, row: int) -> Plan:
+        options = [o for node in state.nodes[row] for o in self.fronts.history.options(int(node))]
+        return Plan(outer=self.index, ends=tuple(map(int, state.ends[row])), options=tuple(options))
+
+
+
+
+def _merged(fronts: list[Front]) -> Front:
+    costs, nodes = np.concatenate([f.costs for f in fronts]), np.concatenate([f.nodes for f in fronts])
+    kept = undominated(costs)
+    return Front(costs[kept], nodes[kept])
