@@ -208,3 +208,46 @@ def _run(outer: Outer, time: dict[str, list[np.ndarray]], forward: list[np.ndarr
                 done[s, op] = now[s]
                 position[s] += 1
     return now
+
+
+def large_instance(layers: int = 1000, gpus: int = 1024, stages: tuple[int, ...] = (1, 2, 4, 8, 16), batch: int = 512,
+                   capacity_gib: float = 64.0, period: int = 0) -> Problem:
+    """A transformer of `layers` layers of 4 kinds: embedding, 3 dense ones, experts (with `period` every period-th layer
+    dense as well), head; 30 options each (5 degrees of tensor parallelism, recomputation off, selective or full, ZeRO
+    1 or 3). Prices are round numbers in the proportions of a model of 1e9 parameters a layer, not a measurement."""
+    kinds = [1] * 3 + [1 if period and i % period == 0 else 2 for i in range(layers - 5)]
+    outers: list[Outer] = []
+    for p in stages:
+        for m in (batch // 8, batch // 4, batch // 2):
+            shapes: list[tuple[int, ScheduleName]] = [(1, "1f1b")]
+            shapes += [(1, "zb-h1"), (2, "interleaved")] if p > 1 else []
+            outers += [_large_outer(p, v, name, m, gpus // p, batch) for v, name in shapes]
+    return Problem(kinds=("embedding", "dense", "experts", "head"), layers=(0, *kinds, 3), gpus=gpus,
+                   global_batch=batch, capacity_bytes=int(capacity_gib * 2**30), outers=tuple(outers))
+
+
+def _large_outer(p: int, v: int, schedule: ScheduleName, m: int, gpus: int, batch: int) -> Outer:
+    layouts = 5
+    table = tuple(tuple(Reshard(forward_ns=20_000, backward_ns=20_000, saved_bytes=2**20) if a != b else Reshard()
+                        for b in range(layouts)) for a in range(layouts))
+    transfer = tuple(tuple(Transfer(forward_ns=30_000, backward_ns=30_000) for _ in range(layouts))
+                     for _ in range(layouts))
+    kinds = ((0.4, 0.2), (1.0, 1.0), (3.0, 1.2), (0.4, 1.5))  # parameters and work relative to a dense layer
+    return Outer(p=p, v=v, schedule=schedule, m=m, reshard=table, transfer=transfer, options=tuple(
+        tuple(_large_option(size, work, 2**i, zero, recompute, i, gpus, m, batch)
+              for i in range(layouts) for zero in (1, 3) for recompute in ("none", "selective", "full"))
+        for size, work in kinds))
+
+
+def _large_option(size: float, work: float, tp: int, zero: int, recompute: str, layout: int, gpus: int, m: int,
+                  batch: int) -> Option:
+    dp, parameters = gpus // tp, size * 1e8
+    forward = int(work * 4e8 * batch / m / gpus * (1 + 0.03 * layout)) + (40_000 if zero == 3 else 0) + 8_000 * layout
+    again = {"none": 0.0, "selective": 0.15, "full": 1.0}[recompute]
+    saved = {"none": 34, "selective": 18, "full": 2}[recompute] * work * 8192 * 2048 * batch / m / gpus
+    weights = parameters * (18 / gpus if zero == 3 else 6 / tp + 12 / gpus)
+    return Option(name=f"tp{tp}-zero{zero}-{recompute}", family=f"tp{tp}", forward_ns=forward,
+                  input_gradient_ns=forward + int(again * forward), weight_gradient_ns=int(0.95 * forward),
+                  sync_ns=int(parameters / tp * 2 / 100 * (1 if dp > 1 else 0) / 10), optimizer_ns=int(parameters / gpus),
+                  static_bytes=int(weights), saved_bytes=int(saved), saved_until_w_bytes=int(saved / 4),
+                  transient_bytes=int(work * 2**28 / tp), layout_in=layout, layout_out=layout)

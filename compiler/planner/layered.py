@@ -146,7 +146,7 @@ class Layered:
         states, size = {}, 0
         for key, parts in reached.items():
             values = np.concatenate([s.values for s in parts])
-            if len(values) > self.most:
+            if len(values) > 20 * self.most:
                 raise TooLarge
             kept = undominated(values)
             size += len(kept)
