@@ -91,24 +91,22 @@ class Bound:
             return False
         if self.outer.v > 1:
             return self._reaches_interleaved(limit)
-        if self._ends(limit, 0)[-1] < self.count:
+        starts = self._starts(limit)
+        if starts[0] > 0:
             return False
-        first = self._starts(limit)[1] if self.outer.p > 1 else self.count
-        return self._ends(limit, self.tail[max(1, first)])[-1] == self.count
+        return self.outer.p == 1 or self._ends(limit, self.tail[max(1, starts[1])])[-1] == self.count
 
-    def lower_bound(self, below: int = INFINITE, relative: float = 1e-4) -> int:
-        """No plan of the tuple takes less time than this or `below`, whichever is smaller. Exact up to the `relative`
-        width at which bisection stops."""
-        quick = self.quick()
-        if quick >= below:
+    def lower_bound(self, below: int = INFINITE, relative: float = 1e-4, known: int = 0) -> int:
+        """No plan of the tuple takes less time than this or `below`, whichever is smaller. Bisection starts from a
+        bound already `known` and stops at the `relative` width."""
+        low = max(1, known, self.quick())
+        if low >= below or (below < INFINITE and not self.reaches(below - 1)):
             return below
-        if below < INFINITE and not self.reaches(below - 1):
-            return below
-        if not self.reaches(INFINITE - 1):
+        if below == INFINITE and not self.fits():
             return INFINITE
-        low = high = max(1, quick)
+        high, step = low, 1 + low // 32
         while not self.reaches(high):
-            low, high = high + 1, min(2 * high, INFINITE - 1)
+            low, high, step = high + 1, high + step, 2 * step
         while high - low > relative * low:
             middle = (low + high) // 2
             if self.reaches(middle):

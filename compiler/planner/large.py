@@ -21,7 +21,7 @@ from .tables import STATIC, TRANSIENT, UNTIL_B, UNTIL_W, Ints, staircase
 
 SLACKS = (0.0005, 0.002, 0.01, 0.05)  # how far above the bound cuts are looked for
 SHARES = (0.5, 0.0, 1.0, 0.25, 0.75)  # where in their windows
-MOST_ROWS = 400
+MOST_ROWS = 128  # per chunk of a stage, and of sums over several chunks
 Ends = tuple[int, ...]
 
 
@@ -172,7 +172,8 @@ class Large:
                     joint = together(families, key.families)
                     if joint is not None:
                         new = (*layouts, (key.first, key.last)), joint if chunk + 1 < len(kinds) else ()
-                        joined = self._joined(stage, chunk, rows, front.costs, front.nodes)
+                        some = _spread(len(front.costs)) if len(kinds) > 1 else slice(None)
+                        joined = self._joined(stage, chunk, rows, front.costs[some], front.nodes[some])
                         following[new] = self._thin(_stack(following[new], joined) if new in following else joined)
             states = following
         for (layouts, _), rows in states.items():
@@ -199,9 +200,13 @@ class Large:
         memory = rows.static + rows.transient + rows.moments.max(axis=1)
         fits = np.flatnonzero(memory <= self.problem.capacity_bytes)
         kept = fits[staircase(memory[fits], rows.busy[fits])]
-        if len(kept) > MOST_ROWS:
-            kept = kept[np.unique(np.linspace(0, len(kept) - 1, MOST_ROWS).round().astype(int))]
+        kept = kept[_spread(len(kept))]
         return _Rows(*(column[kept] for column in rows))
+
+
+def _spread(rows: int) -> Ints:
+    """At most `MOST_ROWS` of so many rows, the first and the last among them."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, MOST_ROWS)).round().astype(np.int64))
 
 
 def _stack(a: _Rows, b: _Rows) -> _Rows:

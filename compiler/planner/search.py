@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ...runtime.errors import MeshwrightError
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
 from .fronts import Fronts
@@ -22,6 +23,7 @@ from .tables import Tables
 MOST_STATES = 20_000
 MOST_CUTS = 20_000
 MOST_EXACT_LAYERS = 64
+COARSE, FINE = 1e-3, 1e-4  # widths of a bound: to take tuples in order, and to say what a plan is worth
 
 Status = Literal["solved", "searched", "bounded", "infeasible"]
 
@@ -73,8 +75,14 @@ def search(problem: Problem, *, within: float = 0.0) -> Found | NothingFits:
     tuples = tuple(run.done[i] for i in range(len(problem.outers)))
     if run.best is None:
         return NothingFits(tuples, not run.inexact)
-    plan = simplest(problem, run.best[1], run.best[0])
-    return Found(plan, evaluate(problem, plan), tuples, not run.inexact)
+    step_ns, plan = run.best
+    plan = simplest(problem, plan, step_ns)
+    evaluation = evaluate(problem, plan)
+    if evaluation.step_ns > step_ns or not evaluation.fits:
+        raise MeshwrightError(f"the search priced its plan at {step_ns} ns and as fitting, evaluate at "
+                              f"{evaluation.step_ns} ns and {'' if evaluation.fits else 'not '}fitting",
+                              do="This is a bug: please report it with the problem's JSON.")
+    return Found(plan, evaluation, tuples, not run.inexact)
 
 
 class _Run:
@@ -103,9 +111,10 @@ class _Run:
             if lower >= self.enough and lower < INFINITE:
                 self._excluded(i, lower)
             elif full:
-                self._solve(i, bounds.pop(i), lower)
+                bound = bounds.pop(i)
+                self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
             else:
-                lower = max(lower, bounds[i].lower_bound(self.enough))
+                lower = max(lower, bounds[i].lower_bound(self.enough, COARSE))
                 if lower >= INFINITE or (self.best is None and not bounds[i].fits()):
                     self.done[i] = Tuple(i, "infeasible", INFINITE)
                 else:
