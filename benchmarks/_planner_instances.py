@@ -229,8 +229,8 @@ def _run(outer: Outer, time: dict[str, list[np.ndarray]], forward: list[np.ndarr
 
 def large_instance(layers: int = 1000, gpus: int = 1024, stages: tuple[int, ...] = (1, 2, 4, 8, 16), batch: int = 512,
                    capacity_gib: float = 64.0, period: int = 0) -> Problem:
-    """A transformer of `layers` layers of 4 kinds: embedding, 3 dense ones, experts (with `period` every period-th layer
-    dense as well), head; 30 options each (5 degrees of tensor parallelism, recomputation off, selective or full, ZeRO
+    """A transformer of 4 kinds of layers: embedding, 3 dense ones, experts (with `period` every period-th one is dense
+    as well), head; 30 options each (5 degrees of tensor parallelism, recomputation off, selective or full, ZeRO
     1 or 3). Prices are round numbers in the proportions of a model of 1e9 parameters a layer, not a measurement."""
     kinds = [1] * 3 + [1 if period and i % period == 0 else 2 for i in range(layers - 5)]
     outers: list[Outer] = []
@@ -264,7 +264,9 @@ def _large_option(size: float, work: float, tp: int, zero: int, recompute: str, 
     saved = {"none": 34, "selective": 18, "full": 2}[recompute] * work * 8192 * 2048 * batch / m / gpus
     weights = parameters * (18 / gpus if zero == 3 else 6 / tp + 12 / gpus)
     return Option(name=f"tp{tp}-zero{zero}-{recompute}", family=f"tp{tp}", forward_ns=forward,
-                  input_gradient_ns=forward + int(again * forward), weight_gradient_ns=int(0.95 * forward),
+                  input_gradient_ns=forward + int(again * forward),
+                  weight_gradient_ns=int(0.95 * forward),
                   sync_ns=int(parameters / tp * 2 / 100 * (1 if dp > 1 else 0) / 10), optimizer_ns=int(parameters / gpus),
-                  static_bytes=int(weights), saved_bytes=int(saved), saved_until_w_bytes=int(saved / 4),
+                  static_bytes=int(weights), saved_bytes=int(saved),
+                  saved_until_w_bytes=int(saved / 4),
                   transient_bytes=int(work * 2**28 / tp), layout_in=layout, layout_out=layout)

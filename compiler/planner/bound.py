@@ -4,10 +4,10 @@ Every path through the schedule's order is a lower bound on the step. Three go t
 
     a   forwards reach s · all operations of s · its tail
     b   forwards reach s · all operations of s up to its last B · backwards return to stage 0 · its tail
-    c   one micro-batch forward through all stages and back to s · what s has left · as b (1f1b, zb-h1; GPipe's one path)
+    c   one micro-batch forward through all stages and back to s · what s has left · as b (GPipe: all of s)
 
-Layers outside of s enter with their least times, whatever stage they are on, so the first part of a path depends only on
-where s starts: path time f_s(i, j) of layers i to j-1 on stage s. The least f_s is a knapsack: least weighted time of
+Layers outside of s enter with their least times, whatever stage they are on, so the rest of a path depends only on
+where s starts and ends: path time f_s(i, j) of layers i to j-1 on stage s. The least f_s is a knapsack: least weighted time of
 the layers under the stage's memory, families respected for the most frequent kind, exact in integers for short runs,
 a linear relaxation for long ones. f_s falls with i and rises with j, so whether all stages can stay within U is decided
 by letting each stage take as many layers as it can (`reach`), and the bound is the least U that passes, by bisection.

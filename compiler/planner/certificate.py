@@ -95,8 +95,8 @@ def verify(problem: Problem, certificate: Certificate, nodes: int = MOST_NODES) 
     if evaluation.step_ns != certificate.step_ns:
         faults.append(f"the plan takes {evaluation.step_ns} ns, not {certificate.step_ns}")
     if [t.index for t in certificate.tuples] != list(range(len(problem.outers))):
-        faults.append(f"it accounts for {len(certificate.tuples)} of {len(problem.outers)} outer tuples, or out of order")
-        return faults
+        return [*faults, f"expected bounds of {len(problem.outers)} outer tuples in order, got "
+                         f"{len(certificate.tuples)}"]
     for claim in certificate.tuples:
         if not _holds(problem, claim, nodes):
             title = problem.outers[claim.index].title

@@ -1,19 +1,22 @@
 """What a stretch of layers can cost: the undominated sums over its layers' options, by boundary layouts.
 
-Equal layers whose options share one pair of layouts are interchangeable: only how many take which option matters, so a
-run of n layers and K options has C(n+K-1, K-1) sums and not K^n. Other layers are chained one by one. Where a run has
-more than `MOST_SUMS`, mixtures of at most two options stand for all (the linear relaxation under one memory limit needs
-no more); `complete` then turns False, and the search claims nothing beyond the bound.
+Equal layers whose options share one pair of layouts are interchangeable: only how many take which option matters, so n
+layers and K options have C(n+K-1, K-1) sums and not K^n. Where that holds for all families of a part, its re-sharding
+follows from the families alone, and only the number of layers of each kind is left. Other parts are chained run by run
+or layer by layer. Where equal layers have more than `MOST_SUMS`, mixtures of at most two options stand for all (the
+linear relaxation under one memory limit needs no more); `complete` then turns False, and the search claims nothing
+beyond the bound.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +54,9 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """`count` equal layers: row r takes `counts[r][k]` times option `ids[k]` and costs `costs[r]`."""
+    """Equal layers: row r takes `counts[r][k]` times option `ids[k]` and costs `costs[r]`."""
 
+    kind: int
     ids: tuple[int, ...]
     counts: Ints
     costs: Ints
@@ -80,18 +84,22 @@ class History:
         self._size += len(rows)
         return np.arange(self._size - len(rows), self._size)
 
-    def options(self, node: int) -> list[int]:
-        """The option of every layer up to this node; equal layers of a run take the simplest option first."""
-        taken: list[tuple[int, ...]] = []
+    def options(self, node: int, kinds: tuple[int, ...]) -> list[int]:
+        """The option of every layer of a part at this node; equal layers of a step take the simplest option first."""
+        taken: list[tuple[int, list[int]]] = []
         at: int | None = node
         while at is not None:
             block = bisect.bisect_right(self._starts, at) - 1
             parents, step, rows = self._blocks[block]
             index = at - self._starts[block]
             counts = step.counts[rows[index]]
-            taken.append(tuple(o for o, n in zip(step.ids, counts, strict=True) for _ in range(n)))
+            taken.append((step.kind, [o for o, n in zip(step.ids, counts, strict=True) for _ in range(n)]))
             at = None if parents is None else int(parents[index])
-        return [o for options in reversed(taken) for o in options]
+        by_kind: dict[int, list[int]] = {}
+        for kind, options in reversed(taken):
+            by_kind.setdefault(kind, []).extend(options)
+        following = {kind: iter(options) for kind, options in by_kind.items()}
+        return [next(following[kind]) for kind in kinds]
 
 
 class Fronts:
@@ -101,7 +109,7 @@ class Fronts:
     def __init__(self, tables: Tables) -> None:
         self.tables, self.complete, self.history = tables, True, History()
         self._chains: dict[tuple[tuple[int, ...], Place | None], dict[Key, Front]] = {}
-        self._runs: dict[tuple[int, tuple[int, ...], int, Place | None], Step] = {}
+        self._runs: dict[tuple[int, tuple[int, ...], int, Place | None, int], Step] = {}
 
     def chain(self, kinds: tuple[int, ...], place: Place | None = None) -> dict[Key, Front]:
         """Fronts of consecutive layers, by key."""
@@ -111,11 +119,14 @@ class Fronts:
         return found
 
     def _chain(self, kinds: tuple[int, ...], place: Place | None) -> dict[Key, Front]:
+        families = {kind: self._families(kind, place) for kind in dict.fromkeys(kinds)}
+        if all(len(self._by_layouts(kind, ids)) == 1 for kind, own in families.items() for ids in own):
+            return self._by_kind(kinds, families, place)
         state: dict[Key, list[Front]] = {}
         first = True
         for kind, count in runs(kinds):
             reached: dict[Key, list[Front]] = {}
-            for family, ids in enumerate(self._families(kind, place)):
+            for family, ids in enumerate(families[kind]):
                 steps, repeat = self._steps(kind, ids, count, place)
                 own, start = state, first
                 for _ in range(repeat):
@@ -125,8 +136,33 @@ class Fronts:
             state, first = {key: [self._merged(fronts, place)] for key, fronts in reached.items()}, False
         return {key: fronts[0] for key, fronts in state.items() if len(fronts[0].costs)}
 
+    def _by_kind(self, kinds: tuple[int, ...], families: dict[int, tuple[tuple[int, ...], ...]],
+                 place: Place | None) -> dict[Key, Front]:
+        """All options of a family have one pair of layouts: the order of layers matters only to re-sharding."""
+        pairs, totals = Counter(pairwise(kinds)), Counter(kinds)
+        free = self.tables.problem.mixing
+        found: dict[Key, list[Front]] = {}
+        for chosen in product(*(enumerate(own) for own in families.values())):
+            ids = {kind: own for kind, (_, own) in zip(families, chosen, strict=True)}
+            layouts = {kind: next(iter(self._by_layouts(kind, own))) for kind, own in ids.items()}
+            added = sum((n * self._reshard(layouts[a][1], layouts[b][0]) for (a, b), n in pairs.items() if a != b),
+                        np.zeros(8, np.int64))
+            front: Front | None = None
+            for kind, own in ids.items():
+                step = self._run(kind, own, totals[kind], place, pairs[kind, kind])
+                if front is None:
+                    costs = step.costs + added
+                    kept = self._kept(costs, place)
+                    front = Front(costs[kept], self.history.add(None, step, kept))
+                else:
+                    front = self._joined(front, step, np.zeros(8, np.int64), place)
+            assert front is not None
+            in_use = () if free else tuple(sorted((kind, f) for kind, (f, _) in zip(families, chosen, strict=True)))
+            found.setdefault(Key(layouts[kinds[0]][0], layouts[kinds[-1]][1], in_use), []).append(front)
+        return {key: front for key, fronts in found.items() if len((front := self._merged(fronts, place)).costs)}
+
     def _families(self, kind: int, place: Place | None) -> tuple[tuple[int, ...], ...]:
-        """Options that a run may mix. At a place, where all may mix, those of equal layouts: a heuristic that scales."""
+        """Options that a run may mix. At a place, if all may mix, those of equal layouts: a heuristic that scales."""
         tables = self.tables
         if place is None or not tables.problem.mixing:
             return tables.families[kind]
@@ -145,18 +181,20 @@ class Fronts:
         """(layout in, layout out, sums) of a step, and how many such steps make the run."""
         by_layouts = self._by_layouts(kind, ids)
         at_once = count if len(by_layouts) == 1 else 1
-        return [(a, b, self._run(kind, own, at_once, place)) for (a, b), own in by_layouts.items()], count // at_once
+        return [(a, b, self._run(kind, own, at_once, place, at_once - 1))
+                for (a, b), own in by_layouts.items()], count // at_once
 
-    def _run(self, kind: int, ids: tuple[int, ...], count: int, place: Place | None) -> Step:
-        key = kind, ids, count, place
+    def _run(self, kind: int, ids: tuple[int, ...], count: int, place: Place | None, neighbours: int) -> Step:
+        """`count` layers of one pair of layouts, of which so many directly follow one another."""
+        key = kind, ids, count, place, neighbours
         if key not in self._runs:
             counts, complete = compositions(count, len(ids))
             self.complete &= complete or place is not None
             option, table = self.tables.outer.options[kind][ids[0]], self.tables.options[kind][list(ids)]
-            costs = counts @ table + (count - 1) * self._reshard(option.layout_out, option.layout_in)
+            costs = counts @ table + neighbours * self._reshard(option.layout_out, option.layout_in)
             costs[:, TRANSIENT] = np.where(counts > 0, table[:, TRANSIENT], 0).max(axis=1)
             kept = self._kept(costs, place)
-            self._runs[key] = Step(ids, counts[kept], costs[kept])
+            self._runs[key] = Step(kind, ids, counts[kept], costs[kept])
         return self._runs[key]
 
     def _reshard(self, last: int, first: int) -> Ints:

@@ -1,4 +1,4 @@
-"""Good plans of one outer tuple where the exact search is too large: cuts first, then each stage on its own, then moves.
+"""Good plans of an outer tuple where the exact search is too large: cuts first, then each stage alone, then moves.
 
 Cuts come from the windows that the bound leaves open. With the cuts fixed a stage is a knapsack over the fronts of its
 parts: the least busy time that fits, by boundary layouts. Then single layers move from the busiest stage to another one
@@ -180,7 +180,8 @@ class Large:
             if len(rows.busy):
                 row = int(rows.busy.argmin())
                 yield Choice(int(rows.busy[row]), layouts, tuple(
-                    tuple(self.fronts.history.options(int(node))) for node in rows.nodes[row]))
+                    tuple(self.fronts.history.options(int(node), own))
+                    for node, own in zip(rows.nodes[row], kinds, strict=True)))
 
     def _empty(self, stage: int) -> _Rows:
         zero = np.zeros(1, np.int64)

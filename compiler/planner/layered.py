@@ -1,8 +1,8 @@
 """The exact search inside one outer tuple: a dynamic program over parts that keeps Pareto sets of the stage vector.
 
-State: where the next part starts, the last layout, and (as long as a stage has chunks to come) its families. Value: all
-costs of all stages so far. J only rises with each of them, so a state that another one is nowhere above is dropped; so is one
-whose bound reaches the incumbent. Two ends of every plan still alive are priced by J itself, most promising first.
+State: where the next part starts, the last layout, and, as long as a stage has chunks to come, its families. Value: all
+costs of all stages so far. J only rises with each of them, so a state that another one is nowhere above is dropped; so
+is one whose bound reaches the incumbent. The plans still alive at the end are priced by J, most promising first.
 
     column of stage s    F and B and W of each chunk, tail, transfers to both neighbours, and until the stage is
                          complete its memory: static, activations at every possible peak, transient
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from ...cost_model.pipeline import StageCosts
 from ...cost_model.steady_state import steady_state_time_ns
@@ -49,8 +51,9 @@ class Layered:
         self.stages: dict[tuple[tuple[int, ...], int], dict[Key, Front]] = {}
         widths = [3 * v + 3 + len(h) + 2 for h in self.held]
         self.at = np.concatenate(([0], np.cumsum(widths))).tolist()
-        remaining = [min((int((t[:, FORWARD] + t[:, BACKWARD] + t[:, WEIGHT]).min()) for t in [table] if len(t)), default=0)
-                     for table in (self.tables.options[kind] for kind in self.layers)]
+        least = [int(table[:, FORWARD:WEIGHT + 1].sum(axis=1).min()) if len(table) else 0
+                 for table in self.tables.options]
+        remaining = [least[kind] for kind in self.layers]
         self.work_left = [sum(remaining[i:]) for i in range(len(self.layers) + 1)]
 
     def solve(self, below: int) -> tuple[int, Plan] | None:
@@ -80,7 +83,7 @@ class Layered:
             if joint is None or not len(front.costs):
                 continue
             values, rows, picked = self._sums(state.values, front, stage, chunk, last, own)
-            kept = np.flatnonzero(self._promising(values, stage, chunk, end, below))
+            kept = np.flatnonzero(self._promising(values, stage, end, below))
             if len(kept) == 0:
                 continue
             after = list(families)
@@ -129,17 +132,16 @@ class Layered:
                 sums[:, column] = np.maximum(sums[:, column], ns)
         return sums, rows, picked
 
-    def _promising(self, sums: Ints, stage: int, chunk: int, end: int, below: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _promising(self, sums: Ints, stage: int, end: int, below: int) -> npt.NDArray[np.bool_]:
         """Rows that fit and whose busiest stage leaves room below the incumbent, as does the mean of all stages."""
         base, v, m, p = self.at[stage], self.outer.v, self.outer.m, self.outer.p
         memory = base + 3 * v + 3
         peak = sums[:, memory + 1:self.at[stage + 1] - 1].max(axis=1)
-        fits = sums[:, memory] + peak + sums[:, -1 if stage + 1 == p else self.at[stage + 1] - 1] \
-            <= self.tables.problem.capacity_bytes
+        transient = sums[:, self.at[stage + 1] - 1]
+        fits = sums[:, memory] + peak + transient <= self.tables.problem.capacity_bytes
         busy = m * sums[:, base:base + 3 * v].sum(axis=1) + sums[:, base + 3 * v]
         total = sum(sums[:, self.at[s]:self.at[s] + 3 * v].sum(axis=1) for s in range(p))
-        promising: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-            fits & (busy < below) & (m * (total + self.work_left[end]) < below * p))
+        promising: npt.NDArray[np.bool_] = fits & (busy < below) & (m * (total + self.work_left[end]) < below * p)
         return promising
 
     def _pruned(self, reached: dict[_Key, list[_States]]) -> dict[_Key, _States]:
@@ -182,8 +184,10 @@ class Layered:
         return found
 
     def _plan(self, state: _States, row: int) -> Plan:
-        options = [o for node in state.nodes[row] for o in self.fronts.history.options(int(node))]
-        return Plan(outer=self.index, ends=tuple(map(int, state.ends[row])), options=tuple(options))
+        ends = tuple(map(int, state.ends[row]))
+        options = [o for node, (a, b) in zip(state.nodes[row], pairwise((0, *ends)), strict=True)
+                   for o in self.fronts.history.options(int(node), self.layers[a:b])]
+        return Plan(outer=self.index, ends=ends, options=tuple(options))
 
 
 

@@ -38,11 +38,11 @@ class Nearest:
 
     def sentence(self, problem: Problem) -> str:
         """The binding constraint, what is missing, and the change that fits."""
-        parts = {"weights and other static": self.memory.static_bytes, "saved activations": self.memory.activation_bytes,
+        parts = {"static": self.memory.static_bytes, "saved activations": self.memory.activation_bytes,
                  "transient": self.memory.transient_bytes}
         largest = max(parts, key=lambda name: parts[name])
-        return (f"no plan fits: the one of least memory ({self.title}) needs {self.memory.total_bytes / GIB:.2f} GiB on "
-                f"stage {self.stage}, most of it {largest} ({parts[largest] / GIB:.2f} GiB); "
+        return (f"no plan fits: the one of least memory ({self.title}) needs {self.memory.total_bytes / GIB:.2f} GiB "
+                f"on stage {self.stage}, most of it {largest} ({parts[largest] / GIB:.2f} GiB); "
                 f"{self.missing_bytes(problem) / GIB:.2f} GiB are missing per GPU")
 
 

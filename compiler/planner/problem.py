@@ -107,7 +107,7 @@ class Outer(_Data):
 
 
 class Problem(_Data):
-    """All that a search needs. `layers[l]` is a kind, an index of `kinds`; `mixing` lets every layer take any option."""
+    """All that a search needs. `layers[l]` is an index of `kinds`; `mixing` lets every layer take any option."""
 
     kinds: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
     layers: Annotated[tuple[int, ...], Field(min_length=1, max_length=MAX_LAYERS)]
@@ -123,7 +123,7 @@ class Problem(_Data):
             raise ValueError(f"layers: a kind outside of the {len(self.kinds)} known")
         for outer in self.outers:
             if self.gpus % outer.p or self.global_batch % outer.m:
-                raise ValueError(f"{outer.title}: p must divide {self.gpus} GPUs and m the batch of {self.global_batch}")
+                raise ValueError(f"{outer.title}: p must divide {self.gpus} GPUs, m the batch of {self.global_batch}")
             if len(outer.options) != len(self.kinds):
                 raise ValueError(f"{outer.title}: options for {len(outer.options)} of {len(self.kinds)} kinds")
             _check_sums(outer, len(self.layers))

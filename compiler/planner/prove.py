@@ -220,7 +220,8 @@ class _Model:
                     send = (forward if op.kind == "F" else backward)[needed[0]]
                     self.model.add(ends[s, op] >= ends[needed] + send + time_ns)
                 before = ends[s, op]
-            self.model.add(step >= before + self._sum(self._own(s), "sync_ns") + self._sum(self._own(s), "optimizer_ns"))
+            own = self._own(s)
+            self.model.add(step >= before + self._sum(own, "sync_ns") + self._sum(own, "optimizer_ns"))
         return step
 
     def plan(self, solver: Any, index: int) -> Plan:
