@@ -7,10 +7,11 @@ Every path through the schedule's order is a lower bound on the step. Three go t
     c   one micro-batch forward through all stages and back to s · what s has left · as b (GPipe: all of s)
 
 Layers outside of s enter with their least times, whatever stage they are on, so the rest of a path depends only on
-where s starts and ends: path time f_s(i, j) of layers i to j-1 on stage s. The least f_s is a knapsack: least weighted time of
-the layers under the stage's memory, families respected for the most frequent kind, exact in integers for short runs,
-a linear relaxation for long ones. f_s falls with i and rises with j, so whether all stages can stay within U is decided
-by letting each stage take as many layers as it can (`reach`), and the bound is the least U that passes, by bisection.
+where s starts and ends: f_s(i, j) is the longest path with layers i to j-1 on stage s. Its least value is a knapsack:
+the least weighted time of those layers under the stage's memory, families respected for the most frequent kind, exact
+in integers for short runs, a linear relaxation for long ones. f_s falls with i and rises with j, so whether all stages
+can stay within U is decided by letting each stage take as many layers as it can (`reaches`), and the bound is the least
+U that passes, by bisection.
 
 Interleaved: a stage's chunks are v separate stretches; where they start is known up to the parts that are one longer.
 """
