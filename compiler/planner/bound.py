@@ -19,8 +19,8 @@ Interleaved: a stage's chunks are v separate stretches; where they start is know
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate, combinations
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from .tables import BACKWARD, FORWARD, STATIC, TAIL, TRANSIENT, UNTIL_B, UNTIL_W
 
 INFINITE = 1 << 62
 MOST_EXACT = 1500  # sums of a run enumerated; above, its linear relaxation
-MOST_POINTS = 3000
+MOST_PAIRS = 200_000  # of sums of two runs combined; above, the relaxation again
 Floats = npt.NDArray[np.float64]
 
 Content = tuple[tuple[tuple[int, int], ...], ...]  # per chunk: (kind, layers) pairs
@@ -78,6 +78,7 @@ class Bound:
         self.counts = np.concatenate([np.zeros((1, len(kinds)), np.int64), np.cumsum(
             np.array(self.layers)[:, None] == np.array(kinds)[None, :], axis=0)])
         self._least: dict[tuple[int, Content, Weights], int] = {}
+        self._run_of: dict[tuple[int, int, int, int, Weights, tuple[int, ...] | None], _Run] = {}
 
     def _prefix(self, by_kind: Sequence[int]) -> list[int]:
         return list(accumulate((by_kind[kind] for kind in self.layers), initial=0))
@@ -131,8 +132,7 @@ class Bound:
         for stage in range(p):
             start, most = ends[-1], self.count - (p - 1 - stage)
             guess = start + (ends[-1] - ends[-2] if stage > 1 else max(1, self.count // p))
-            ends.append(_last_true(lambda j, s=stage, i=start: self._path(s, i, j, tail) <= limit,  # type: ignore[misc]
-                                   start, most, guess))
+            ends.append(_last_true(partial(self._takes, stage, start, tail, limit), start, most, guess))
         return ends
 
     def _starts(self, limit: int) -> list[int]:
@@ -140,16 +140,20 @@ class Bound:
         starts, p, tail = [self.count], self.outer.p, self.tail[1]
         for stage in reversed(range(p)):
             end = starts[-1]
-            guess = end - max(1, self.count // p)
-            fitting = _last_true(lambda n, s=stage, j=end: self._path(s, j - n, j, tail) <= limit,  # type: ignore[misc]
-                                 0, max(0, end - stage), end - guess)
-            starts.append(end - fitting)
+            starts.append(end - _last_true(partial(self._ends_with, stage, end, tail, limit), 0, max(0, end - stage),
+                                           max(1, self.count // p)))
         return starts[::-1]
+
+    def _takes(self, stage: int, start: int, tail: int, limit: int, end: int) -> bool:
+        return self._path(stage, start, end, tail) <= limit
+
+    def _ends_with(self, stage: int, end: int, tail: int, limit: int, layers: int) -> bool:
+        return self._path(stage, end - layers, end, tail) <= limit
 
     def _path(self, s: int, i: int, j: int, tail: int) -> int:
         """f_s(i, j): the longest of the paths a, b and c; `tail` is what stage 0 has at the end at least."""
         outer, m = self.outer, self.outer.m
-        content = self._content([(i, j)])
+        content = self.content([(i, j)])
         split = outer.order.splits_backward
         before_last = max(0, m - s - 1) if split else 0  # weight gradients that precede the last B
         tail += self.weight_0 if split else 0
@@ -166,7 +170,8 @@ class Bound:
             + self.least(s, content, again)
         return max(a, b, c)
 
-    def _content(self, spans: Sequence[tuple[int, int]]) -> Content:
+    def content(self, spans: Sequence[tuple[int, int]]) -> Content:
+        """How many layers of each kind lie in each of these stretches."""
         rows = [self.counts[j] - self.counts[i] for i, j in spans]
         return tuple(tuple((int(k), int(row[k])) for k in np.flatnonzero(row)) for row in rows)
 
@@ -237,15 +242,13 @@ class Bound:
     def _runs(self, kind: int, count: int, until_b: int, until_w: int, weights: Weights,
               family: tuple[int, ...] | None) -> _Run:
         key = kind, count, until_b, until_w, weights, family
-        cache = self.__dict__.setdefault("_run_cache", {})
-        if key not in cache:
+        if key not in self._run_of:
             table = self.tables.options[kind]
             cost = table[:, [FORWARD, BACKWARD, WEIGHT, TAIL]] @ np.array(weights)
             memory = table[:, STATIC] + until_b * table[:, UNTIL_B] + until_w * table[:, UNTIL_W]
             groups = self.tables.families[kind] if family is None else (family,)
-            cache[key] = _union([_run(memory[list(g)], cost[list(g)], count) for g in groups])
-        found: _Run = cache[key]
-        return found
+            self._run_of[key] = _union([_run(memory[list(g)], cost[list(g)], count) for g in groups])
+        return self._run_of[key]
 
 
 def _run(memory: Ints, cost: Ints, count: int) -> _Run:
@@ -269,7 +272,7 @@ def _least_together(found: list[_Run], room: int) -> float:
     memory, cost = np.zeros(1), np.zeros(1)
     convex = [r for r in found if r.convex]
     for run in (r for r in found if not r.convex):
-        if len(memory) * len(run.memory) > 200_000:
+        if len(memory) * len(run.memory) > MOST_PAIRS:
             convex.append(_hull(run.memory, run.cost))
             continue
         memory, cost = _stairs((memory[:, None] + run.memory).ravel(), (cost[:, None] + run.cost).ravel())
@@ -316,9 +319,8 @@ def _ways(count: int, options: int) -> Ints:
     return ways
 
 
-def _last_true(holds: object, low: int, high: int, guess: int) -> int:
+def _last_true(holds: Callable[[int], bool], low: int, high: int, guess: int) -> int:
     """The largest n in [low, high] with holds(n), which is true up to some n and then false; low when none is."""
-    assert callable(holds)
     good, bad, step = low, high + 1, 1
     probe = min(max(guess, low + 1), high)
     while good + 1 < bad:

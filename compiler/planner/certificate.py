@@ -160,13 +160,14 @@ class _TooMany(Exception):
 class _Enumeration:
     def __init__(self, problem: Problem, index: int, target: int, nodes: int) -> None:
         self.problem, self.outer, self.target, self.nodes = problem, problem.outers[index], target, nodes
-        self.bound, self.stages = Bound(problem, self.outer), {}  # type: ignore[var-annotated]
+        self.bound = Bound(problem, self.outer)
+        self.stages: dict[tuple[int, tuple[tuple[int, int], ...]], list[_Stage]] = {}
 
     def finds_below(self, ends: tuple[int, ...]) -> bool:
         """Whether a plan with these cuts beats the target."""
         spans, p, m = list(pairwise((0, *ends))), self.outer.p, self.outer.m
         for stage in range(p):
-            content = self.bound._content(spans[stage::p])
+            content = self.bound.content(spans[stage::p])
             if self.bound.least(stage, content, Weights(m, m, m, 1)) >= self.target:
                 return False
         stages = [self._choices(stage, tuple(spans[stage::p])) for stage in range(p)]
@@ -178,8 +179,7 @@ class _Enumeration:
     def _choices(self, stage: int, spans: tuple[tuple[int, int], ...]) -> list[_Stage]:
         if (stage, spans) not in self.stages:
             self.stages[stage, spans] = list(self._enumerate(stage, spans))
-        found: list[_Stage] = self.stages[stage, spans]
-        return found
+        return self.stages[stage, spans]
 
     def _enumerate(self, stage: int, spans: tuple[tuple[int, int], ...]) -> Iterator[_Stage]:
         """Every distinct choice that fits and whose busy time is below the target."""

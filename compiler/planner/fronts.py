@@ -241,7 +241,8 @@ class Fronts:
             fitting = np.flatnonzero(held <= capacity)
             if len(fitting) > MOST_ROWS:
                 self.complete = False
-                fitting = fitting[:MOST_ROWS]
+                busiest_last = np.argsort(busy_ns(costs[fitting], self.tables.outer.m), kind="stable")
+                fitting = fitting[np.sort(busiest_last[:MOST_ROWS])]
             return fitting[undominated(costs[fitting])]
         memory = place.memory(self.tables, costs)
         fitting = np.flatnonzero(memory <= capacity)

@@ -29,7 +29,7 @@ Status = Literal["solved", "searched", "bounded", "infeasible"]
 
 
 @dataclass(frozen=True)
-class Tuple:
+class Outcome:
     """What became of an outer tuple. `solved`: the exact search found its best plan, or that none of it beats `below`;
     `searched`: by the heuristic; `bounded`: no plan of it beats `lower_bound_ns`, and the best plan found does;
     `infeasible`: nothing fits. `lower_bound_ns` comes from the bound alone."""
@@ -46,7 +46,7 @@ class Found:
 
     plan: Plan
     evaluation: Evaluation
-    tuples: tuple[Tuple, ...]
+    tuples: tuple[Outcome, ...]
     exact: bool
 
     @property
@@ -64,7 +64,7 @@ class Found:
 class NothingFits:
     """No plan was found; `proven` says that every tuple was searched exactly or excluded by its bound."""
 
-    tuples: tuple[Tuple, ...]
+    tuples: tuple[Outcome, ...]
     proven: bool
 
 
@@ -89,7 +89,7 @@ class _Run:
     def __init__(self, problem: Problem, within: float) -> None:
         self.problem, self.within = problem, within
         self.best: tuple[int, Plan] | None = None
-        self.done: dict[int, Tuple] = {}
+        self.done: dict[int, Outcome] = {}
         self.inexact = False
 
     @property
@@ -116,12 +116,12 @@ class _Run:
             else:
                 lower = max(lower, bounds[i].lower_bound(self.enough, COARSE))
                 if lower >= INFINITE or (self.best is None and not bounds[i].fits()):
-                    self.done[i] = Tuple(i, "infeasible", INFINITE)
+                    self.done[i] = Outcome(i, "infeasible", INFINITE)
                 else:
                     heapq.heappush(queue, (lower, i, True))
 
     def _excluded(self, i: int, lower: int) -> None:
-        self.done[i] = Tuple(i, "bounded", lower)
+        self.done[i] = Outcome(i, "bounded", lower)
         self.inexact |= lower < self.below
 
     def _solve(self, i: int, bound: Bound, lower: int) -> None:
@@ -140,7 +140,7 @@ class _Run:
             self.best = _better(self.best, found)
         self.inexact |= not exact
         status: Status = "solved" if exact else "searched"
-        self.done[i] = Tuple(i, status, lower, found and found[0])
+        self.done[i] = Outcome(i, status, lower, found and found[0])
 
 
 def _small(problem: Problem, outer: Outer) -> bool:
