@@ -4,8 +4,7 @@ Equal layers whose options share one pair of layouts are interchangeable: only h
 layers and K options have C(n+K-1, K-1) sums and not K^n. Where that holds for all families of a part, its re-sharding
 follows from the families alone, and only the number of layers of each kind is left. Other parts are chained run by run
 or layer by layer. Where equal layers have more than `MOST_SUMS`, mixtures of at most two options stand for all (the
-linear relaxation under one memory limit needs no more); `complete` then turns False, and the search claims nothing
-beyond the bound.
+linear relaxation under one memory limit needs no more): a heuristic; exact fronts give up there (`TooLarge`).
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, pairwise, product
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .problem import runs
 from .tables import (
@@ -35,11 +35,10 @@ from .tables import (
     Tables,
     activation_bytes,
     staircase,
-    undominated,
 )
 
 MOST_SUMS = 2000
-MOST_ROWS = 4000
+MOST_WORK = 2_000_000_000  # comparisons of numbers that the exact search may take: a few seconds
 
 Families = tuple[tuple[int, int], ...]  # (kind, family) pairs in use, sorted
 
@@ -67,6 +66,10 @@ class Front(NamedTuple):
 
     costs: Ints
     nodes: Ints
+
+
+class TooLarge(Exception):
+    """The exact search would take too long: the outer tuple is left to the heuristic and the bound."""
 
 
 class History:
@@ -103,11 +106,12 @@ class History:
 
 
 class Fronts:
-    """The fronts of one outer tuple, each computed once. `chain(kinds)` is exact as long as `complete`. A `place`, a
-    stage and chunk, keeps only the least busy time at each memory there, two columns instead of eight: that scales."""
+    """The fronts of one outer tuple, each computed once. `chain(kinds)` is exact, but for what keeps a stage busy for
+    `below_ns` or more, and raises `TooLarge` once that took too many comparisons. A `place`, a stage and chunk, keeps
+    only the least busy time at each memory there, two columns instead of eight: that scales."""
 
-    def __init__(self, tables: Tables) -> None:
-        self.tables, self.complete, self.history = tables, True, History()
+    def __init__(self, tables: Tables, below_ns: int = 1 << 62) -> None:
+        self.tables, self.below_ns, self.history, self.work = tables, below_ns, History(), 0
         self._chains: dict[tuple[tuple[int, ...], Place | None], dict[Key, Front]] = {}
         self._runs: dict[tuple[int, tuple[int, ...], int, Place | None, int], Step] = {}
 
@@ -140,25 +144,28 @@ class Fronts:
                  place: Place | None) -> dict[Key, Front]:
         """All options of a family have one pair of layouts: the order of layers matters only to re-sharding."""
         pairs, totals = Counter(pairwise(kinds)), Counter(kinds)
-        free = self.tables.problem.mixing
+        none = np.zeros(8, np.int64)
+        states: list[tuple[Families, dict[int, tuple[int, int]], Front | None]] = [((), {}, None)]
+        for kind, own in families.items():
+            following = []
+            for chosen, layouts, front in states:
+                for family, ids in enumerate(own):
+                    step = self._run(kind, ids, totals[kind], place, pairs[kind, kind])
+                    joined = self._joined(front, step, none, place) if front is not None else Front(
+                        step.costs, self.history.add(None, step, np.arange(len(step.costs))))
+                    if len(joined.costs):
+                        layout = next(iter(self._by_layouts(kind, ids)))
+                        following.append(((*chosen, (kind, family)), {**layouts, kind: layout}, joined))
+            states = following
         found: dict[Key, list[Front]] = {}
-        for chosen in product(*(enumerate(own) for own in families.values())):
-            ids = {kind: own for kind, (_, own) in zip(families, chosen, strict=True)}
-            layouts = {kind: next(iter(self._by_layouts(kind, own))) for kind, own in ids.items()}
-            added = sum((n * self._reshard(layouts[a][1], layouts[b][0]) for (a, b), n in pairs.items() if a != b),
-                        np.zeros(8, np.int64))
-            front: Front | None = None
-            for kind, own in ids.items():
-                step = self._run(kind, own, totals[kind], place, pairs[kind, kind])
-                if front is None:
-                    costs = step.costs + added
-                    kept = self._kept(costs, place)
-                    front = Front(costs[kept], self.history.add(None, step, kept))
-                else:
-                    front = self._joined(front, step, np.zeros(8, np.int64), place)
+        for chosen, layouts, front in states:
             assert front is not None
-            in_use = () if free else tuple(sorted((kind, f) for kind, (f, _) in zip(families, chosen, strict=True)))
-            found.setdefault(Key(layouts[kinds[0]][0], layouts[kinds[-1]][1], in_use), []).append(front)
+            moves = (n * self._reshard(layouts[a][1], layouts[b][0]) for (a, b), n in pairs.items() if a != b)
+            added = sum(moves, none)
+            kept = self._kept(front.costs + added, place)
+            in_use = () if self.tables.problem.mixing else tuple(sorted(chosen))
+            found.setdefault(Key(layouts[kinds[0]][0], layouts[kinds[-1]][1], in_use), []).append(
+                Front(front.costs[kept] + added, front.nodes[kept]))
         return {key: front for key, fronts in found.items() if len((front := self._merged(fronts, place)).costs)}
 
     def _families(self, kind: int, place: Place | None) -> tuple[tuple[int, ...], ...]:
@@ -189,7 +196,8 @@ class Fronts:
         key = kind, ids, count, place, neighbours
         if key not in self._runs:
             counts, complete = compositions(count, len(ids))
-            self.complete &= complete or place is not None
+            if not complete and place is None:
+                raise TooLarge
             option, table = self.tables.outer.options[kind][ids[0]], self.tables.options[kind][list(ids)]
             costs = counts @ table + neighbours * self._reshard(option.layout_out, option.layout_in)
             costs[:, TRANSIENT] = np.where(counts > 0, table[:, TRANSIENT], 0).max(axis=1)
@@ -238,15 +246,27 @@ class Fronts:
         capacity = self.tables.problem.capacity_bytes
         if place is None:
             held = costs[:, STATIC] + costs[:, UNTIL_B] + costs[:, UNTIL_W] + costs[:, TRANSIENT]
-            fitting = np.flatnonzero(held <= capacity)
-            if len(fitting) > MOST_ROWS:
-                self.complete = False
-                busiest_last = np.argsort(busy_ns(costs[fitting], self.tables.outer.m), kind="stable")
-                fitting = fitting[np.sort(busiest_last[:MOST_ROWS])]
-            return fitting[undominated(costs[fitting])]
+            busy = busy_ns(costs, self.tables.outer.m)
+            fitting = np.flatnonzero((held <= capacity) & (busy < self.below_ns))
+            return fitting[self.undominated(costs[fitting])]
         memory = place.memory(self.tables, costs)
         fitting = np.flatnonzero(memory <= capacity)
         return fitting[staircase(memory[fitting], busy_ns(costs[fitting], self.tables.outer.m))]
+
+
+    def undominated(self, rows: Ints) -> npt.NDArray[np.intp]:
+        """The rows that no other row is nowhere above, in their order; of equal rows the first."""
+        left = np.argsort(rows.sum(axis=1), kind="stable")
+        kept = []
+        while len(left):
+            first = left[0]
+            kept.append(first)
+            rest = left[1:]
+            left = rest[(rows[rest] < rows[first]).any(axis=1)]
+            self.work += len(rest) * rows.shape[1]
+            if self.work > MOST_WORK:
+                raise TooLarge
+        return np.sort(np.array(kept, dtype=np.intp))
 
 
 class Place(NamedTuple):
@@ -295,7 +315,7 @@ def compositions(count: int, options: int) -> tuple[Ints, bool]:
     if math.comb(count + options - 1, options - 1) <= MOST_SUMS:
         return np.array(list(_all(count, options)), dtype=np.int64).reshape(-1, options), True
     pairs = list(combinations(range(options), 2))
-    taken = np.unique(np.linspace(0, count, max(2, min(count + 1, 2 * MOST_ROWS // len(pairs)))).round().astype(int))
+    taken = np.unique(np.linspace(0, count, max(2, min(count + 1, 4 * MOST_SUMS // len(pairs)))).round().astype(int))
     rows = np.zeros((len(pairs) * len(taken), options), dtype=np.int64)
     for i, (a, b) in enumerate(pairs):
         block = rows[i * len(taken):(i + 1) * len(taken)]

@@ -19,13 +19,11 @@ import numpy.typing as npt
 
 from ...cost_model.pipeline import StageCosts
 from ...cost_model.steady_state import steady_state_time_ns
-from .fronts import Families, Front, Fronts, Key, Place, together
+from .fronts import Families, Front, Fronts, Key, Place, TooLarge, together
 from .problem import Plan, part_sizes
-from .tables import BACKWARD, FORWARD, STATIC, TAIL, TRANSIENT, UNTIL_B, UNTIL_W, WEIGHT, Ints, undominated
+from .tables import BACKWARD, FORWARD, STATIC, TAIL, TRANSIENT, UNTIL_B, UNTIL_W, WEIGHT, Ints
 
-
-class TooLarge(Exception):
-    """More states than the limit: the tuple is left to the heuristic and the bound."""
+MOST_ROWS = 200_000  # sums of states and a front at a time
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ _Key = tuple[int, int, tuple[Families, ...]]  # next layer, last layout, familie
 class Layered:
     """`solve(below)` is the fastest plan of the tuple if it is faster than `below` ns, else None."""
 
-    def __init__(self, fronts: Fronts, index: int, most_states: int) -> None:
-        self.fronts, self.index, self.most = fronts, index, most_states
+    def __init__(self, fronts: Fronts, index: int) -> None:
+        self.fronts, self.index = fronts, index
         self.tables, self.outer, self.layers = fronts.tables, fronts.tables.outer, fronts.tables.problem.layers
         v = self.outer.v
         self.held = [self.tables.held(s) for s in range(self.outer.p)]
@@ -57,7 +55,7 @@ class Layered:
         self.work_left = [sum(remaining[i:]) for i in range(len(self.layers) + 1)]
 
     def solve(self, below: int) -> tuple[int, Plan] | None:
-        """Raises `TooLarge` above the limit of states."""
+        """Raises `TooLarge` when that would take too many comparisons or too much memory."""
         start = np.zeros((1, 0), np.int64)
         states: dict[_Key, _States] = {(0, -1, ((),) * self.outer.p): _States(
             np.zeros((1, self.at[-1]), np.int64), start, start)}
@@ -109,12 +107,19 @@ class Layered:
                 times = front.costs[fits]
                 times[:, STATIC:] = 0
                 found.setdefault(Key(key.first, key.last, ()), []).append(Front(times, front.nodes[fits]))
-            self.stages[kinds, stage] = {key: _merged(fronts) for key, fronts in found.items()}
+            self.stages[kinds, stage] = {key: self._merged(fronts) for key, fronts in found.items()}
         return self.stages[kinds, stage]
+
+    def _merged(self, fronts: list[Front]) -> Front:
+        costs, nodes = np.concatenate([f.costs for f in fronts]), np.concatenate([f.nodes for f in fronts])
+        kept = self.fronts.undominated(costs)
+        return Front(costs[kept], nodes[kept])
 
     def _sums(self, values: Ints, front: Front, stage: int, chunk: int, last: int,
               own: Key) -> tuple[Ints, Ints, Ints]:
         v, base, costs = self.outer.v, self.at[stage], front.costs
+        if len(values) * len(costs) > MOST_ROWS:
+            raise TooLarge
         rows, picked = np.divmod(np.arange(len(values) * len(costs)), len(costs))
         sums, added = values[rows], costs[picked]
         sums[:, base + chunk], sums[:, base + v + chunk] = added[:, FORWARD], added[:, BACKWARD]
@@ -145,24 +150,19 @@ class Layered:
         return promising
 
     def _pruned(self, reached: dict[_Key, list[_States]]) -> dict[_Key, _States]:
-        states, size = {}, 0
+        states: dict[_Key, _States] = {}
         for key, parts in reached.items():
             values = np.concatenate([s.values for s in parts])
-            if len(values) > 20 * self.most:
-                raise TooLarge
-            kept = undominated(values)
-            size += len(kept)
+            kept = self.fronts.undominated(values)
             states[key] = _States(values[kept], np.concatenate([s.nodes for s in parts])[kept],
                                   np.concatenate([s.ends for s in parts])[kept])
-        if size > self.most:
-            raise TooLarge
         return states
 
     def _best(self, states: dict[_Key, _States], below: int) -> tuple[int, Plan] | None:
         """The fastest complete state; J is computed where the busiest stage alone does not rule it out."""
         found: tuple[int, Plan] | None = None
         for state in states.values():
-            bounds = np.max(np.stack([self._busy(state.values, s) for s in range(self.outer.p)]), axis=0)
+            bounds = self._bounds(state.values)
             for row in np.argsort(bounds, kind="stable"):
                 if bounds[row] >= below:
                     break
@@ -171,10 +171,15 @@ class Layered:
                     below, found = step_ns, (step_ns, self._plan(state, int(row)))
         return found
 
-    def _busy(self, values: Ints, stage: int) -> Ints:
-        base, v = self.at[stage], self.outer.v
-        busy: Ints = self.outer.m * values[:, base:base + 3 * v].sum(axis=1) + values[:, base + 3 * v]
-        return busy
+    def _bounds(self, values: Ints) -> Ints:
+        """For every stage: the first forwards arrive, then it is busy."""
+        v, arrived = self.outer.v, np.zeros(len(values), np.int64)
+        bounds = arrived.copy()
+        for base in self.at[:-1]:
+            busy = self.outer.m * values[:, base:base + 3 * v].sum(axis=1) + values[:, base + 3 * v]
+            bounds = np.maximum(bounds, arrived + busy)
+            arrived = arrived + values[:, base] + values[:, base + 3 * v + 1]
+        return bounds
 
     def _costs(self, row: Ints) -> list[StageCosts]:
         v, found = self.outer.v, []
@@ -188,11 +193,3 @@ class Layered:
         options = [o for node, (a, b) in zip(state.nodes[row], pairwise((0, *ends)), strict=True)
                    for o in self.fronts.history.options(int(node), self.layers[a:b])]
         return Plan(outer=self.index, ends=ends, options=tuple(options))
-
-
-
-
-def _merged(fronts: list[Front]) -> Front:
-    costs, nodes = np.concatenate([f.costs for f in fronts]), np.concatenate([f.nodes for f in fronts])
-    kept = undominated(costs)
-    return Front(costs[kept], nodes[kept])

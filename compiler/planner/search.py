@@ -14,13 +14,12 @@ from typing import Literal
 from ...runtime.errors import MeshwrightError
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
-from .fronts import Fronts
+from .fronts import Fronts, TooLarge
 from .large import Large
-from .layered import Layered, TooLarge
+from .layered import Layered
 from .problem import Outer, Plan, Problem
 from .tables import Tables
 
-MOST_STATES = 20_000
 MOST_CUTS = 20_000
 MOST_EXACT_LAYERS = 64
 COARSE, FINE = 1e-3, 1e-4  # widths of a bound: to take tuples in order, and to say what a plan is worth
@@ -126,14 +125,15 @@ class _Run:
 
     def _solve(self, i: int, bound: Bound, lower: int) -> None:
         outer = self.problem.outers[i]
-        fronts = Fronts(Tables(self.problem, outer))
+        tables = Tables(self.problem, outer)
         found, exact = None, lower >= self.below
         if not exact:
-            found = Large(fronts, bound, i).best(lower, self.below)
+            found = Large(Fronts(tables), bound, i).best(lower, self.below)
             if _small(self.problem, outer):
+                below = found[0] if found else self.below
                 try:
-                    found = Layered(fronts, i, MOST_STATES).solve(found[0] if found else self.below) or found
-                    exact = fronts.complete
+                    found = Layered(Fronts(tables, below), i).solve(below) or found
+                    exact = True
                 except TooLarge:
                     pass
         if found is not None:

@@ -60,18 +60,6 @@ def activation_bytes(held: tuple[Held, ...], chunks: list[Ints]) -> Ints:
     return peak
 
 
-def undominated(rows: Ints) -> npt.NDArray[np.intp]:
-    """The rows that no other row is nowhere above, in their order; of equal rows the first."""
-    left = np.argsort(rows.sum(axis=1), kind="stable")
-    kept = []
-    while len(left):
-        first = left[0]
-        kept.append(first)
-        rest = left[1:]
-        left = rest[(rows[rest] < rows[first]).any(axis=1)]
-    return np.sort(np.array(kept, dtype=np.intp))
-
-
 def staircase(memory: Ints, cost: Ints) -> npt.NDArray[np.intp]:
     """The undominated of two columns, by rising memory."""
     order = np.lexsort((cost, memory))
