@@ -69,9 +69,9 @@ class Bound:
         work = [int((t[:, FORWARD] + t[:, BACKWARD] + t[:, WEIGHT]).min()) if len(t) else 0
                 for t in self.tables.options]
         self.forward = self._prefix([int(row[FORWARD]) for row in least])
-        self.turn, self.tail = self._prefix(turn), self._prefix([int(row[TAIL]) for row in least])
+        last = [int((t[:, TAIL] + t[:, WEIGHT]).min()) if len(t) else 0 for t in self.tables.options]
+        self.turn, self.tail = self._prefix(turn), self._prefix(last)
         self.work = self._prefix(work)[-1]
-        self.weight_0 = int(least[self.layers[0]][WEIGHT])
         self.send_forward = min(t.forward_ns for row in outer.transfer for t in row)
         self.send_turn = min(t.forward_ns + t.backward_ns for row in outer.transfer for t in row)
         kinds = range(len(problem.kinds))
@@ -151,12 +151,11 @@ class Bound:
         return self._path(stage, end - layers, end, tail) <= limit
 
     def _path(self, s: int, i: int, j: int, tail: int) -> int:
-        """f_s(i, j): the longest of the paths a, b and c; `tail` is what stage 0 has at the end at least."""
+        """f_s(i, j): the longest of the paths a, b and c; `tail` is what stage 0 has left after its last B."""
         outer, m = self.outer, self.outer.m
         content = self.content([(i, j)])
         split = outer.order.splits_backward
         before_last = max(0, m - s - 1) if split else 0  # weight gradients that precede the last B
-        tail += self.weight_0 if split else 0
         if outer.schedule == "gpipe":
             around = self.turn[i] + self.turn[-1] - self.turn[j] + (outer.p - 1) * self.send_turn
             arrive = self.forward[i] + self.turn[-1] - self.turn[j] + s * self.send_forward \
@@ -332,5 +331,3 @@ def _last_true(holds: Callable[[int], bool], low: int, high: int, guess: int) ->
             probe = max(bad - step, good + 1) if bad - step > good else (good + bad) // 2
         step *= 2
     return good
-
-

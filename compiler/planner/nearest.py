@@ -1,9 +1,9 @@
 """Why nothing fits, and the least capacity at which something does.
 
 Times don't matter for that question, so the search runs on tables whose times are all 0: then only memory is left to
-compare, and a bisection over the capacity asks it again. On small tuples the answer is exact; on large ones the plan
-returned fits at the capacity named, and `proven_bytes` is the largest capacity at which the bound still rules every
-plan out.
+compare, and a bisection over the capacity asks it again. On small tuples the answer is exact; on large ones it is within a
+thousandth of what the heuristic can find, and `proven_bytes` is the largest capacity at which the bound still rules
+every plan out.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _least(alone: Problem, below: int | None) -> tuple[int, Plan | None, bool, i
     if found is None:
         return (plenty, None, exact, plenty if exact else _proven(alone, plenty)) if below is not None else None
     high, low, all_exact = _needs(alone, found), -1, True
-    while high - low > 1:
+    while high - low > (1 if all_exact else high // 1000):
         middle = (low + high) // 2
         plan, exact = _fits(alone, middle)
         if plan is None:

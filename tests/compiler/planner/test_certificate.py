@@ -64,10 +64,10 @@ def test_nonsense_is_no_certificate() -> None:
         Certificate.from_json('{"version": 2}')
 
 
-def test_enumeration_gives_up_within_its_budget() -> None:
+def test_enumeration_finds_what_is_there() -> None:
     asked, own = certificate()
-    assert not nothing_below(asked, own.plan.outer, own.step_ns, nodes=0) or own.tuples[own.plan.outer].how == "path"
-    assert not nothing_below(asked, own.plan.outer, own.step_ns + 1)
+    assert nothing_below(asked, own.plan.outer, own.step_ns, nodes=10**6)
+    assert not nothing_below(asked, own.plan.outer, own.step_ns + 1, nodes=10**6)
 
 
 def test_large_certificate_verifies() -> None:

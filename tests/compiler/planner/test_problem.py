@@ -31,7 +31,7 @@ def damaged(path: list[str | int], value: Any) -> str:
 
 @pytest.mark.parametrize(("path", "value", "named"), [
     (["capacity_bytes"], -1, "capacity_bytes"),
-    (["capacity_bytes"], float("nan"), "the document"),
+    (["capacity_bytes"], float("nan"), "planning problem"),
     (["capacity_bytes"], 1.5, "capacity_bytes"),
     (["capacity_bytes"], "10", "capacity_bytes"),
     (["outers", 0, "options", 0, 0, "forward_ns"], -5, "outers.0.options.0.0.forward_ns"),
