@@ -64,14 +64,9 @@ class Bound:
         self.open = self.count >= outer.parts and all(len(self.tables.options[kind]) for kind in set(self.layers))
         if not self.open:
             return
-        least = [t.min(axis=0) if len(t) else np.zeros(8, np.int64) for t in self.tables.options]
-        turn = [int((t[:, FORWARD] + t[:, BACKWARD]).min()) if len(t) else 0 for t in self.tables.options]
-        work = [int((t[:, FORWARD] + t[:, BACKWARD] + t[:, WEIGHT]).min()) if len(t) else 0
-                for t in self.tables.options]
-        self.forward = self._prefix([int(row[FORWARD]) for row in least])
-        last = [int((t[:, TAIL] + t[:, WEIGHT]).min()) if len(t) else 0 for t in self.tables.options]
-        self.turn, self.tail = self._prefix(turn), self._prefix(last)
-        self.work = self._prefix(work)[-1]
+        self.forward, self.turn = self._prefix(FORWARD), self._prefix(FORWARD, BACKWARD)
+        self.tail = self._prefix(WEIGHT, TAIL)  # W is 0 where the backward is not split
+        self.work = self._prefix(FORWARD, BACKWARD, WEIGHT)[-1]
         self.send_forward = min(t.forward_ns for row in outer.transfer for t in row)
         self.send_turn = min(t.forward_ns + t.backward_ns for row in outer.transfer for t in row)
         kinds = range(len(problem.kinds))
@@ -80,8 +75,10 @@ class Bound:
         self._least: dict[tuple[int, Content, Weights], int] = {}
         self._run_of: dict[tuple[int, int, int, int, Weights, tuple[int, ...] | None], _Run] = {}
 
-    def _prefix(self, by_kind: Sequence[int]) -> list[int]:
-        return list(accumulate((by_kind[kind] for kind in self.layers), initial=0))
+    def _prefix(self, *columns: int) -> list[int]:
+        """The least sums of these columns over the first layers, none, one, two, …"""
+        least = [int(t[:, columns].sum(axis=1).min()) if len(t) else 0 for t in self.tables.options]
+        return list(accumulate((least[kind] for kind in self.layers), initial=0))
 
     def quick(self) -> int:
         """A bound in no time, without memory: the busiest stage has at least the mean of the work."""
