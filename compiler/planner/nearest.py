@@ -2,8 +2,8 @@
 
 Times don't matter for that question, so the search runs on tables whose times are all 0: then only memory is left to
 compare, and a bisection over the capacity asks it again. On small tuples the answer is exact; on large ones it is
-within a thousandth of what the heuristic finds, and `proven_bytes` is the largest capacity at which the bound still rules
-every plan out.
+within a thousandth of what the heuristic finds, and `proven_bytes` is the largest capacity at which the bound still
+rules every plan out.
 """
 
 from __future__ import annotations
