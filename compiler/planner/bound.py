@@ -287,12 +287,12 @@ def _least_together(found: list[_Run], room: int) -> float:
     return float((cost[fits] + np.interp(left[fits], at, value)).min()) if fits.any() else math.inf
 
 
-def _stairs(memory: npt.NDArray[np.generic], cost: npt.NDArray[np.generic]) -> tuple[Floats, Floats]:
-    memory, cost = memory.astype(float), cost.astype(float)
+def _stairs(memory: Ints | Floats, cost: Ints | Floats) -> tuple[Floats, Floats]:
     order = np.lexsort((cost, memory))
-    memory, cost = memory[order], np.minimum.accumulate(cost[order])
-    first = np.concatenate(([True], cost[1:] < cost[:-1]))
-    return memory[first], cost[first]
+    rising: Floats = memory[order].astype(float)
+    falling: Floats = np.minimum.accumulate(cost[order].astype(float))
+    first = np.append(True, falling[1:] < falling[:-1])
+    return rising[first], falling[first]
 
 
 def _hull(memory: Floats, cost: Floats) -> _Run:
@@ -308,8 +308,8 @@ def _hull(memory: Floats, cost: Floats) -> _Run:
 @lru_cache(maxsize=512)
 def _ways(count: int, options: int) -> Ints:
     """Every way to share `count` out among options: the positions of bars between stars."""
-    bars = np.array(list(combinations(range(count + options - 1), options - 1)), dtype=np.int64)
-    bars = bars.reshape(-1, options - 1)
+    placed = list(combinations(range(count + options - 1), options - 1))
+    bars = np.array(placed, dtype=np.int64).reshape(len(placed), options - 1)
     edges = np.hstack([np.full((len(bars), 1), -1), bars, np.full((len(bars), 1), count + options - 1)])
     ways: Ints = np.diff(edges, axis=1) - 1
     return ways

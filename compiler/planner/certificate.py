@@ -128,13 +128,20 @@ def _holds(problem: Problem, claim: TupleBound, nodes: int) -> bool:
     return bound.quick() >= claim.lower_bound_ns or not bound.reaches(claim.lower_bound_ns - 1)
 
 
+_Times = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # F, B and W of each chunk
+
+
 class _Stage:
     """A choice of all layers of a stage: its costs without transfers, and the layouts at both ends of its chunks."""
 
     __slots__ = ("ends", "tail", "times")
 
-    def __init__(self, times: tuple[tuple[int, ...], ...], tail: int, ends: tuple[tuple[int, int], ...]) -> None:
+    def __init__(self, times: _Times, tail: int, ends: tuple[tuple[int, int], ...]) -> None:
         self.times, self.tail, self.ends = times, tail, ends
+
+    def costs(self, send_forward_ns: int = 0, send_backward_ns: int = 0) -> StageCosts:
+        forward, backward, weight = self.times
+        return StageCosts(forward, backward, weight, send_forward_ns, send_backward_ns, self.tail)
 
 
 def nothing_below(problem: Problem, index: int, target: int, nodes: int = MOST_NODES) -> bool:
@@ -215,8 +222,9 @@ class _Enumeration:
 
     def _least(self, choices: Sequence[_Stage]) -> StageCosts:
         """At most what any of these choices costs, entry by entry, transfers free."""
-        times = [tuple(map(min, zip(*(c.times[i] for c in choices), strict=True))) for i in range(3)]
-        return StageCosts(*times, sync_ns=min(c.tail for c in choices))
+        forward, backward, weight = (tuple(map(min, zip(*(c.times[i] for c in choices), strict=True)))
+                                     for i in range(3))
+        return StageCosts(forward, backward, weight, sync_ns=min(c.tail for c in choices))
 
     def _descend(self, stages: Sequence[Sequence[_Stage]], least: Sequence[StageCosts], taken: list[_Stage]) -> bool:
         stage = len(taken)
@@ -226,7 +234,7 @@ class _Enumeration:
                 raise _TooMany
             chosen = [*taken, choice]
             costs = self._priced(chosen) if stage + 1 == self.outer.p else [
-                *(StageCosts(*c.times, sync_ns=c.tail) for c in chosen), *least[stage + 1:]]
+                *(c.costs() for c in chosen), *least[stage + 1:]]
             if steady_state_time_ns(self.outer.order, costs) < self.target and (
                     stage + 1 == self.outer.p or self._descend(stages, least, chosen)):
                 return True
@@ -240,7 +248,7 @@ class _Enumeration:
             cut = self.outer.transfer[before[1]][after[0]]
             forward[part % p] = max(forward[part % p], cut.forward_ns)
             backward[(part + 1) % p] = max(backward[(part + 1) % p], cut.backward_ns)
-        return [StageCosts(*c.times, f, b, c.tail) for c, f, b in zip(chosen, forward, backward, strict=True)]
+        return [c.costs(f, b) for c, f, b in zip(chosen, forward, backward, strict=True)]
 
 
 def _cuts(problem: Problem, index: int) -> Iterator[tuple[int, ...]]:

@@ -147,7 +147,7 @@ class Fronts:
         none = np.zeros(8, np.int64)
         states: list[tuple[Families, dict[int, tuple[int, int]], Front | None]] = [((), {}, None)]
         for kind, own in families.items():
-            following = []
+            following: list[tuple[Families, dict[int, tuple[int, int]], Front | None]] = []
             for chosen, layouts, front in states:
                 for family, ids in enumerate(own):
                     step = self._run(kind, ids, totals[kind], place, pairs[kind, kind])

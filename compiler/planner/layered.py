@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -49,10 +49,12 @@ class Layered:
         self.stages: dict[tuple[tuple[int, ...], int], dict[Key, Front]] = {}
         widths = [3 * v + 3 + len(h) + 2 for h in self.held]
         self.at = np.concatenate(([0], np.cumsum(widths))).tolist()
-        least = [int(table[:, FORWARD:WEIGHT + 1].sum(axis=1).min()) if len(table) else 0
-                 for table in self.tables.options]
-        remaining = [least[kind] for kind in self.layers]
-        self.work_left = [sum(remaining[i:]) for i in range(len(self.layers) + 1)]
+        self.work_left, self.turn_left = self._left(WEIGHT), self._left(BACKWARD)
+
+    def _left(self, last: int) -> list[int]:
+        """The least times of F up to the column `last` of all layers from each one on."""
+        least = [int(t[:, FORWARD:last + 1].sum(axis=1).min()) if len(t) else 0 for t in self.tables.options]
+        return list(accumulate((least[kind] for kind in reversed(self.layers)), initial=0))[::-1]
 
     def solve(self, below: int) -> tuple[int, Plan] | None:
         """Raises `TooLarge` when that would take too many comparisons or too much memory."""
@@ -138,15 +140,14 @@ class Layered:
         return sums, rows, picked
 
     def _promising(self, sums: Ints, stage: int, end: int, below: int) -> npt.NDArray[np.bool_]:
-        """Rows that fit and whose busiest stage leaves room below the incumbent, as does the mean of all stages."""
+        """Rows that fit and whose paths leave room below the incumbent, as does the mean of all stages' work."""
         base, v, m, p = self.at[stage], self.outer.v, self.outer.m, self.outer.p
         memory = base + 3 * v + 3
         peak = sums[:, memory + 1:self.at[stage + 1] - 1].max(axis=1)
         transient = sums[:, self.at[stage + 1] - 1]
         fits = sums[:, memory] + peak + transient <= self.tables.problem.capacity_bytes
-        busy = m * sums[:, base:base + 3 * v].sum(axis=1) + sums[:, base + 3 * v]
         total = sum(sums[:, self.at[s]:self.at[s] + 3 * v].sum(axis=1) for s in range(p))
-        promising: npt.NDArray[np.bool_] = fits & (busy < below) & (m * (total + self.work_left[end]) < below * p)
+        promising: npt.NDArray[np.bool_] = fits & (self._bounds(sums, end) < below) & (m * (total + self.work_left[end]) < below * p)
         return promising
 
     def _pruned(self, reached: dict[_Key, list[_States]]) -> dict[_Key, _States]:
@@ -162,7 +163,7 @@ class Layered:
         """The fastest complete state; J is computed where the busiest stage alone does not rule it out."""
         found: tuple[int, Plan] | None = None
         for state in states.values():
-            bounds = self._bounds(state.values)
+            bounds = self._bounds(state.values, len(self.layers))
             for row in np.argsort(bounds, kind="stable"):
                 if bounds[row] >= below:
                     break
@@ -171,21 +172,36 @@ class Layered:
                     below, found = step_ns, (step_ns, self._plan(state, int(row)))
         return found
 
-    def _bounds(self, values: Ints) -> Ints:
-        """For every stage: the first forwards arrive, then it is busy."""
-        v, arrived = self.outer.v, np.zeros(len(values), np.int64)
-        bounds = arrived.copy()
-        for base in self.at[:-1]:
-            busy = self.outer.m * values[:, base:base + 3 * v].sum(axis=1) + values[:, base + 3 * v]
-            bounds = np.maximum(bounds, arrived + busy)
-            arrived = arrived + values[:, base] + values[:, base + 3 * v + 1]
+    def _bounds(self, values: Ints, end: int) -> Ints:
+        """Paths through every stage, the first `end` layers decided: what comes before it and all it does; that, and
+        the way back; one micro-batch around the whole pipeline, and what the stage then has left."""
+        v, m, p, split = self.outer.v, self.outer.m, self.outer.p, self.outer.order.splits_backward
+        stages = [(values[:, b:b + v], values[:, b + v:b + 2 * v], values[:, b + 2 * v:b + 3 * v], values[:, b + 3 * v],
+                   values[:, b + 3 * v + 1], values[:, b + 3 * v + 2]) for b in self.at[:-1]]
+        arrived = returned = np.zeros(len(values), np.int64)
+        around = arrived + self.turn_left[end]
+        for forward, backward, _, _, send, send_back in stages:
+            around = around + forward[:, 0] + backward[:, 0] + send + send_back
+        last = stages[0][3] + stages[0][2][:, 0]
+        bounds = np.zeros(len(values), np.int64)
+        for s, (forward, backward, weight, tail, send, _) in enumerate(stages):
+            turn = m * (forward + backward).sum(axis=1)
+            again = m - 1 if self.outer.schedule == "gpipe" else max(0, m - p + s)
+            put_off = max(0, m - s - 1) * weight.sum(axis=1) if split else 0
+            paths = [arrived + turn + m * weight.sum(axis=1) + tail, arrived + returned + turn + put_off + last]
+            if v == 1:
+                paths.append(around + (m - 1) * backward[:, 0] + again * forward[:, 0] + last)
+            bounds = np.maximum(bounds, np.max(np.stack(paths), axis=0))
+            arrived = arrived + forward[:, 0] + send
+            returned = returned + backward[:, 0] + (stages[s + 1][5] if s + 1 < p else 0)
         return bounds
 
     def _costs(self, row: Ints) -> list[StageCosts]:
         v, found = self.outer.v, []
         for base in self.at[:-1]:
-            chunk = [tuple(map(int, row[base + i * v:base + (i + 1) * v])) for i in range(3)]
-            found.append(StageCosts(*chunk, *map(int, row[base + 3 * v + 1:base + 3 * v + 3]), int(row[base + 3 * v])))
+            forward, backward, weight = (tuple(map(int, row[base + i * v:base + (i + 1) * v])) for i in range(3))
+            tail, send, send_back = map(int, row[base + 3 * v:base + 3 * v + 3])
+            found.append(StageCosts(forward, backward, weight, send, send_back, tail))
         return found
 
     def _plan(self, state: _States, row: int) -> Plan:
