@@ -23,7 +23,7 @@ from .bound import INFINITE, Bound, Weights
 from .evaluate import evaluate
 from .problem import Plan, Problem, part_sizes
 
-MOST_NODES = 5_000
+MOST_NODES = 20_000
 MOST_COMBINATIONS = 50_000
 MOST_CUTS = 5_000
 
@@ -180,8 +180,12 @@ class _Enumeration:
         stages = [self._choices(stage, tuple(spans[stage::p])) for stage in range(p)]
         if not all(stages):
             return False
-        least = [self._least(choices) for choices in stages]
-        return self._descend(stages, least, [])
+        for stage, choices in enumerate(stages):  # a choice that is too slow even beside the least of all others
+            least = [self._least(own) for own in stages]
+            stages[stage] = [c for c in choices if self._below([*least[:stage], c.costs(), *least[stage + 1:]])]
+            if not stages[stage]:
+                return False
+        return self._descend(stages, [self._least(choices) for choices in stages], [])
 
     def _choices(self, stage: int, spans: tuple[tuple[int, int], ...]) -> list[_Stage]:
         if (stage, spans) not in self.stages:
@@ -229,16 +233,18 @@ class _Enumeration:
     def _descend(self, stages: Sequence[Sequence[_Stage]], least: Sequence[StageCosts], taken: list[_Stage]) -> bool:
         stage = len(taken)
         for choice in stages[stage]:
-            self.nodes -= 1
-            if self.nodes < 0:
-                raise _TooMany
             chosen = [*taken, choice]
             costs = self._priced(chosen) if stage + 1 == self.outer.p else [
                 *(c.costs() for c in chosen), *least[stage + 1:]]
-            if steady_state_time_ns(self.outer.order, costs) < self.target and (
-                    stage + 1 == self.outer.p or self._descend(stages, least, chosen)):
+            if self._below(costs) and (stage + 1 == self.outer.p or self._descend(stages, least, chosen)):
                 return True
         return False
+
+    def _below(self, costs: Sequence[StageCosts]) -> bool:
+        self.nodes -= 1
+        if self.nodes < 0:
+            raise _TooMany
+        return steady_state_time_ns(self.outer.order, costs) < self.target
 
     def _priced(self, chosen: Sequence[_Stage]) -> list[StageCosts]:
         p = self.outer.p

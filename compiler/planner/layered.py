@@ -147,7 +147,8 @@ class Layered:
         transient = sums[:, self.at[stage + 1] - 1]
         fits = sums[:, memory] + peak + transient <= self.tables.problem.capacity_bytes
         total = sum(sums[:, self.at[s]:self.at[s] + 3 * v].sum(axis=1) for s in range(p))
-        promising: npt.NDArray[np.bool_] = fits & (self._bounds(sums, end) < below) & (m * (total + self.work_left[end]) < below * p)
+        mean = m * (total + self.work_left[end]) < below * p
+        promising: npt.NDArray[np.bool_] = fits & mean & (self._bounds(sums, end) < below)
         return promising
 
     def _pruned(self, reached: dict[_Key, list[_States]]) -> dict[_Key, _States]:

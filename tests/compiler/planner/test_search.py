@@ -91,11 +91,12 @@ def test_closed_forms_of_equal_layers(schedule: ScheduleName, v: int, bubble: in
 
 
 def test_uneven_layers_are_priced_by_the_slowest_stage() -> None:
-    """7 layers on 2 stages: 4 and 3. The first stage paces all micro-batches, and waits 130 - 80 ns for its first B."""
+    """7 layers on 2 stages: 4 and 3. The first stage paces all micro-batches; it waits 130 - 80 ns for its first B and
+    90 - 80 ns for its last."""
     found = search(problem([0] * 7, [outer(2, 16, [[option("only", 10)]])]))
     assert isinstance(found, Found)
     assert found.plan.ends == (4, 7)
-    assert found.evaluation.step_ns == 16 * 4 * 30 + 50
+    assert found.evaluation.step_ns == 16 * 4 * 30 + 50 + 10
 
 
 def test_resharding_found_is_the_resharding_reported() -> None:
