@@ -21,7 +21,7 @@ from .tables import STATIC, TRANSIENT, UNTIL_B, UNTIL_W, Ints, staircase
 
 SLACKS = (0.0005, 0.002, 0.01, 0.05)  # how far above the bound cuts are looked for
 SHARES = (0.5, 0.0, 1.0, 0.25, 0.75)  # where in their windows
-MOST_ROWS = 48  # per chunk of a stage, and of sums over several chunks
+MOST_ROWS = 128  # per chunk of a stage, and of sums over several chunks
 Ends = tuple[int, ...]
 
 
