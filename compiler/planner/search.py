@@ -1,0 +1,172 @@
+"""The search: outer tuples best-first by their lower bounds, until no open bound is below the best plan found.
+
+Inside a tuple the exact program of `layered.py` runs where it is small enough, else the heuristic of `large.py`. What
+the plan is worth is said by `bound.py` alone, which shares no pruning with either: see `certificate.py`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ...runtime.errors import MeshwrightError
+from .bound import INFINITE, Bound
+from .evaluate import Evaluation, evaluate
+from .fronts import Fronts, TooLarge
+from .large import Large
+from .layered import Layered
+from .problem import Outer, Plan, Problem
+from .tables import Tables
+
+MOST_CUTS = 20_000
+MOST_EXACT_LAYERS = 64
+COARSE, FINE = 1e-3, 1e-4  # widths of a bound: to take tuples in order, and to say what a plan is worth
+
+Status = Literal["solved", "searched", "bounded", "infeasible"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an outer tuple. `solved`: the exact search found its best plan, or that none of it beats `below`;
+    `searched`: by the heuristic; `bounded`: no plan of it beats `lower_bound_ns`, and the best plan found does;
+    `infeasible`: nothing fits. `lower_bound_ns` comes from the bound alone."""
+
+    index: int
+    status: Status
+    lower_bound_ns: int
+    step_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best plan, its price, and an entry for every outer tuple. `exact` says that the search left nothing out."""
+
+    plan: Plan
+    evaluation: Evaluation
+    tuples: tuple[Outcome, ...]
+    exact: bool
+
+    @property
+    def lower_bound_ns(self) -> int:
+        """No plan takes less time."""
+        return min(self.evaluation.step_ns, *(t.lower_bound_ns for t in self.tuples))
+
+    @property
+    def gap(self) -> float:
+        """The share of J by which the best plan might still be better, as far as the bound tells."""
+        return 1 - self.lower_bound_ns / self.evaluation.step_ns if self.evaluation.step_ns else 0.0
+
+
+@dataclass(frozen=True)
+class NothingFits:
+    """No plan was found; `proven` says that every tuple was searched exactly or excluded by its bound."""
+
+    tuples: tuple[Outcome, ...]
+    proven: bool
+
+
+def search(problem: Problem, *, within: float = 0.0) -> Found | NothingFits:
+    """The fastest plan. With `within` 0.01 it stops once the best plan is at most 1 % above every open bound."""
+    run = _Run(problem, within)
+    run.go()
+    tuples = tuple(run.done[i] for i in range(len(problem.outers)))
+    if run.best is None:
+        return NothingFits(tuples, not run.inexact)
+    step_ns, plan = run.best
+    plan = simplest(problem, plan, step_ns)
+    evaluation = evaluate(problem, plan)
+    if evaluation.step_ns > step_ns or not evaluation.fits:
+        raise MeshwrightError(f"the search priced its plan at {step_ns} ns and as fitting, evaluate at "
+                              f"{evaluation.step_ns} ns and {'' if evaluation.fits else 'not '}fitting",
+                              do="This is a bug: please report it with the problem's JSON.")
+    return Found(plan, evaluation, tuples, not run.inexact)
+
+
+class _Run:
+    def __init__(self, problem: Problem, within: float) -> None:
+        self.problem, self.within = problem, within
+        self.best: tuple[int, Plan] | None = None
+        self.done: dict[int, Outcome] = {}
+        self.inexact = False
+
+    @property
+    def below(self) -> int:
+        return self.best[0] if self.best else INFINITE
+
+    @property
+    def enough(self) -> int:
+        """A bound at or above this ends the search."""
+        return math.ceil(self.below * (1 - self.within)) if self.best else INFINITE
+
+    def go(self) -> None:
+        """A tuple enters with its quick bound, comes back with its full one, and is then searched."""
+        bounds = {i: Bound(self.problem, outer) for i, outer in enumerate(self.problem.outers)}
+        queue = [(bound.quick(), i, False) for i, bound in bounds.items()]
+        heapq.heapify(queue)
+        while queue:
+            lower, i, full = heapq.heappop(queue)
+            if lower >= self.enough and lower < INFINITE:
+                self._excluded(i, lower)
+            elif full:
+                bound = bounds.pop(i)
+                self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
+            else:
+                lower = max(lower, bounds[i].lower_bound(self.enough, COARSE))
+                if lower >= INFINITE or (self.best is None and not bounds[i].fits()):
+                    self.done[i] = Outcome(i, "infeasible", INFINITE)
+                else:
+                    heapq.heappush(queue, (lower, i, True))
+
+    def _excluded(self, i: int, lower: int) -> None:
+        self.done[i] = Outcome(i, "bounded", lower)
+        self.inexact |= lower < self.below
+
+    def _solve(self, i: int, bound: Bound, lower: int) -> None:
+        outer = self.problem.outers[i]
+        tables = Tables(self.problem, outer)
+        found, exact = None, lower >= self.below
+        if not exact:
+            found = Large(Fronts(tables), bound, i).best(lower, self.below)
+            if _small(self.problem, outer):
+                below = found[0] if found else self.below
+                try:
+                    found = Layered(Fronts(tables, below), i).solve(below) or found
+                    exact = True
+                except TooLarge:
+                    pass
+        if found is not None:
+            self.best = _better(self.best, found)
+        self.inexact |= not exact
+        status: Status = "solved" if exact else "searched"
+        self.done[i] = Outcome(i, status, lower, found and found[0])
+
+
+def _small(problem: Problem, outer: Outer) -> bool:
+    cuts = math.comb(len(problem.layers) - 1, outer.parts - 1) if outer.v == 1 else \
+        math.comb(outer.parts, len(problem.layers) % outer.parts)
+    return len(problem.layers) <= MOST_EXACT_LAYERS and cuts <= MOST_CUTS
+
+
+def _better(a: tuple[int, Plan] | None, b: tuple[int, Plan] | None) -> tuple[int, Plan] | None:
+    return b if a is None or (b is not None and b[0] < a[0]) else a
+
+
+def simplest(problem: Problem, plan: Plan, step_ns: int) -> Plan:
+    """Ties: equal layers of a stage that share an option move to the first option with which J stays and all fits."""
+    outer, parts = problem.outers[plan.outer], plan.part_of_layer()
+    groups = dict.fromkeys((part % outer.p, problem.layers[layer], plan.options[layer])
+                           for layer, part in enumerate(parts))
+    for stage, kind, taken in groups:
+        for option in range(taken):
+            if not problem.mixing and outer.options[kind][option].family != outer.options[kind][taken].family:
+                continue
+            other = plan.model_copy(update={"options": tuple(
+                option if (parts[layer] % outer.p, problem.layers[layer], o) == (stage, kind, taken) else o
+                for layer, o in enumerate(plan.options))})
+            priced = evaluate(problem, other)
+            if priced.fits and priced.step_ns <= step_ns:
+                plan = other
+                break
+    return plan
