@@ -14,6 +14,8 @@ and J ≥ end of every stage + its tail is minimised. Only the tables, the order
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,10 +71,23 @@ def prove(problem: Problem, plan: Plan | None, limit_s: float = 60.0, workers: i
     return Proof("proven" if lower >= claimed else "bound" if complete else "timed out", lower, step_ns, found)
 
 
+def _cp_model() -> Any:
+    """The solver's module, imported where it is needed: that takes a second.
+
+    Compiled programs make torch's symbols global, and the solver has some of the same names: bound to torch's, it
+    crashes, so it is bound to its own first."""
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        from ortools.sat.python import cp_model
+    finally:
+        sys.setdlopenflags(flags)
+    return cp_model
+
+
 def _solve(problem: Problem, index: int, below: int, limit_s: float, workers: int) -> tuple[int, Plan | None] | None:
     """(bound on every plan below `below`, a plan below it if there is one) of a tuple; None without an answer."""
-    from ortools.sat.python import cp_model  # takes a second to import
-
+    cp_model = _cp_model()
     outer = problem.outers[index]
     size = outer.parts * sum(len(outer.options[kind]) for kind in problem.layers) + 3 * outer.parts * outer.m
     if limit_s <= 0 or size > MOST_VARIABLES:
@@ -91,8 +106,7 @@ def _solve(problem: Problem, index: int, below: int, limit_s: float, workers: in
 
 class _Model:
     def __init__(self, problem: Problem, outer: Outer, below: int) -> None:
-        from ortools.sat.python import cp_model
-
+        cp_model = _cp_model()
         self.problem, self.outer, self.model = problem, outer, cp_model.CpModel()
         self.count, self.parts = len(problem.layers), outer.parts
         self.most_ns = min(below - 1, 1 << 50)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -87,6 +89,16 @@ def test_cp_sat_proves_and_refutes() -> None:
     refuted = prove(asked, worst)
     assert refuted.verdict == "refuted" and refuted.step_ns == found.evaluation.step_ns
     assert prove(asked, found.plan, limit_s=0.0).verdict == "timed out"
+
+
+def test_the_solver_loads_behind_a_compiled_program() -> None:
+    """In a process of its own: the host library makes torch's symbols global, and the solver must not meet them."""
+    code = ("from meshwright.codegen.program_cpp_run import host_library\n"
+            "from meshwright.compiler.planner.prove import _cp_model\n"
+            "host_library()\n"
+            "assert _cp_model().CpSolver().solve(_cp_model().CpModel()) == _cp_model().OPTIMAL")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
 
 
 def test_cp_sat_has_a_limit_of_size() -> None:
