@@ -15,7 +15,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -56,12 +56,9 @@ class Tally:
     closed: int = 0
     tuples: int = 0
     cp_sat: int = 0
-    counts: collections.Counter[str] = None  # type: ignore[assignment]
-    seconds: collections.Counter[str] = None  # type: ignore[assignment]
-    wrong: list[str] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.counts, self.seconds, self.wrong = collections.Counter(), collections.Counter(), []
+    counts: collections.Counter[str] = field(default_factory=collections.Counter)
+    seconds: collections.Counter[str] = field(default_factory=collections.Counter)
+    wrong: list[str] = field(default_factory=list)
 
     def timed(self, name: str, call: Callable[[], Any]) -> Any:
         started = time.process_time()

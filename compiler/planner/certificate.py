@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise, product
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ...cost_model.in_flight import peak_activation_bytes
 from ...cost_model.pipeline import StageCosts
@@ -21,7 +21,7 @@ from ...cost_model.steady_state import steady_state_time_ns
 from ...runtime.errors import InvalidInputError
 from .bound import INFINITE, Bound, Weights
 from .evaluate import evaluate
-from .problem import Plan, Problem, part_sizes
+from .problem import Data, Plan, Problem, part_sizes, read_json
 
 MOST_NODES = 20_000
 MOST_COMBINATIONS = 50_000
@@ -30,19 +30,17 @@ MOST_CUTS = 5_000
 How = Literal["path", "enumerated", "infeasible"]
 
 
-class TupleBound(BaseModel):
+class TupleBound(Data):
     """No plan of outer tuple `index` takes less than `lower_bound_ns`, for the reason `how`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     index: int
     how: How
     lower_bound_ns: Annotated[int, Field(ge=0)]
 
 
-class Certificate(BaseModel):
+class Certificate(Data):
     """A plan of the problem with that digest, its step time, and bounds for all outer tuples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     version: Literal[1] = 1
     problem_sha256: str
     plan: Plan
@@ -62,13 +60,7 @@ class Certificate(BaseModel):
     @classmethod
     def from_json(cls, text: str | bytes) -> Certificate:
         """Raises `InvalidInputError` for what is no certificate."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the document"
-            raise InvalidInputError(f"certificate: {where}: {first['msg']}",
-                                    expected="a JSON document as `certify` makes it") from None
+        return read_json(cls, text, "certificate", "`certify` makes")
 
 
 def certify(problem: Problem, plan: Plan, nodes: int = MOST_NODES) -> Certificate:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,11 +29,28 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Name = Annotated[str, Field(max_length=200)]
 
 
-class _Data(BaseModel):
+class Data(BaseModel):
+    """Plain values that are checked when they are made: nothing unknown, nothing converted, nothing changed after."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Option(_Data):
+D = TypeVar("D", bound=Data)
+
+
+def read_json(kind: type[D], text: str | bytes, what: str, writer: str) -> D:
+    """The `kind` that `text`, written by `writer`, holds. Raises `InvalidInputError`, one line that names `what` and
+    the field, for anything else."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise InvalidInputError(f"{what}: {where}: {first['msg']}",
+                                expected=f"a JSON document as {writer} it") from None
+
+
+class Option(Data):
     """How one layer runs, per GPU. `saved_bytes` of a micro-batch are released by its B, `saved_until_w_bytes` by its W
     (the same moment where the schedule does not split the backward). Options of one `family` may mix freely."""
 
@@ -52,7 +69,7 @@ class Option(_Data):
     layout_out: Annotated[int, Field(ge=0, le=1000)] = 0
 
 
-class Reshard(_Data):
+class Reshard(Data):
     """Bringing an activation from one layout to another between two layers of a part, per micro-batch."""
 
     forward_ns: Amount = 0
@@ -60,14 +77,14 @@ class Reshard(_Data):
     saved_bytes: Amount = 0
 
 
-class Transfer(_Data):
+class Transfer(Data):
     """Sending an activation to the next part and its gradient back, per micro-batch."""
 
     forward_ns: Amount = 0
     backward_ns: Amount = 0
 
 
-class Outer(_Data):
+class Outer(Data):
     """An outer tuple with its prices: `options[kind]`, simplest first, and `reshard[out][in]`, `transfer[out][in]` by
     layouts."""
 
@@ -106,7 +123,7 @@ class Outer(_Data):
         return self
 
 
-class Problem(_Data):
+class Problem(Data):
     """All that a search needs. `layers[l]` is an index of `kinds`; `mixing` lets every layer take any option."""
 
     kinds: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
@@ -132,13 +149,7 @@ class Problem(_Data):
     @classmethod
     def from_json(cls, text: str | bytes) -> Problem:
         """Raises `InvalidInputError`, one line that names the field, for anything that is no problem."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the document"
-            raise InvalidInputError(f"planning problem: {where}: {first['msg']}",
-                                    expected="a JSON document as Problem.to_json writes it") from None
+        return read_json(cls, text, "planning problem", "Problem.to_json writes")
 
     def to_json(self) -> str:
         return self.model_dump_json()
@@ -171,7 +182,7 @@ class Problem(_Data):
         return None
 
 
-class Plan(_Data):
+class Plan(Data):
     """x: the outer tuple (its index), where each part ends (exclusive), and the option of every layer (an index)."""
 
     outer: int
