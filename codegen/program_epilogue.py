@@ -23,14 +23,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from ..runtime.program import Alloc, Epilogue, Gemm, Launch, Program, Release, Step, TensorSpec, View, reads
 from .cpp import work_items
 from .expr import Expr, const, var
 from .ir import Axis, Index, Kernel, Load, Stmt, Store, expects
 from .ir_text import parse_kernel
-from .program_cpp_tensors import output_names
-from .program_memory import roots, size_expr, writes
+from .program_facts import ProgramFacts
+from .program_memory import size_expr
 from .schema import Unsupported
 from .templates.cpu_gemm import EPILOGUE_TENSORS
 
@@ -74,16 +75,10 @@ def fuse_epilogues(program: Program) -> Program:
 
 class _Finder:
     def __init__(self, program: Program) -> None:
-        self.program = program
-        self.root = roots(program)
-        self.returned = {self.root[n] for n in output_names(program)}
-        self.specs = {s.spec.name: s.spec for s in program.steps if isinstance(s, (Alloc, View))}
+        self.program, self.facts = program, ProgramFacts(program)
+        self.root = self.facts.root
         self.made = {s.spec.name for s in program.steps if isinstance(s, Alloc)}
-        self.bases = {s.spec.name: s for s in program.steps if isinstance(s, View)}
-        self.users: dict[str, set[int]] = {}  # root -> the steps that compute with it
-        for i, step in enumerate(program.steps):
-            for name in () if isinstance(step, _NO_WORK) else (*reads(step), *writes(step)):
-                self.users.setdefault(self.root[name], set()).add(i)
+        self.kernel = cache(lambda name: parse_kernel(program.kernels[name]))
 
     def found(self) -> dict[int, int]:
         """The product's step -> the launch's."""
@@ -96,7 +91,7 @@ class _Finder:
             if not isinstance(launch, Launch):
                 continue
             try:
-                self._check(step, launch, self.users[self.root[step.out]] - {i, j})
+                self._check(step, launch, set(self.facts.users[self.root[step.out]]) - {i, j})
                 pairs[i] = j
             except Unsupported as why:
                 log.debug("%s runs behind the product %s: %s", launch.kernel, step.out, why)
@@ -105,7 +100,7 @@ class _Finder:
     def _check(self, product: Gemm, launch: Launch, others: set[int]) -> None:
         """Raises `Unsupported` with the reason why the two do not become one."""
         home = self.root[product.out]
-        if others or home in self.returned or home != product.out or home not in self.made:
+        if others or home in self.facts.leaving or home != product.out or home not in self.made:
             raise Unsupported("something else uses the product")
         of_product = [n for n in launch.inputs if self.root[n] == home]
         if len(of_product) != 1 or len(launch.outputs) != 1:
@@ -113,14 +108,10 @@ class _Finder:
         target = self.root[launch.outputs[0]]
         if target not in self.made or target in {self.root[n] for n in (*reads(product), *launch.inputs)}:
             raise Unsupported("the kernel writes what the product or the kernel reads")
-        name = of_product[0]
-        while name != product.out:
-            view = self.bases.get(name)
-            if view is None or size_expr(view.offset) != 0:
-                raise Unsupported("the kernel reads a part of the product")
-            name = view.base
-        kernel = parse_kernel(self.program.kernels[launch.kernel])
-        block_kernel(kernel, launch, launch.inputs.index(of_product[0]), self.specs[product.out])
+        if self.facts.offset.get(of_product[0]) != const(0):
+            raise Unsupported("the kernel reads a part of the product")
+        block_kernel(self.kernel(launch.kernel), launch, launch.inputs.index(of_product[0]),
+                     self.facts.specs[product.out])
 
 
 def block_kernel(kernel: Kernel, launch: Launch, position: int, product: TensorSpec) -> BlockKernel:
