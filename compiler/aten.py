@@ -9,7 +9,6 @@ The first call runs the graph in eager, returns that result, and settles which r
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,19 +26,19 @@ from ..cost_model.this_machine import this_machine
 from ..passes.base import Candidate, PassContext, Refused
 from ..passes.fuse import Fuse, FusedRegion
 from ..runtime import cache, torch_compat
-from ..runtime.locks import ForkSafeLock
 from .acceptance import Acceptance, Verdict, kernel_names
 from .build_program import Kernels, Runner, build_kernels, build_program, choice_options, kernel_report, settle, submit
 from .dump import dump_graph, dump_text
 from .graph_bytes import count_bytes
 from .graph_cleanup import clean_up
+from .pending import PendingGraph
 from .program_builder import NotAProgram, ProgramBuilder
 from .records import group_records, kernel_record
 from .regions import module_path
 from .report import CandidateRow, GraphKind, GraphReport, Note, Report
 from .settings import CompileSettings
 from .splice import splice
-from .watch import deadline, in_time
+from .watch import in_time
 from .whole_check import compare_whole, why_not_compared
 
 log = logging.getLogger(__name__)
@@ -51,31 +50,27 @@ def compile_aten_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], *, kin
     return CompiledGraph(gm, kind, settings, report)
 
 
-class CompiledGraph:
-    """A graph on its way from pending to ready. Calling it is thread-safe; the first call does the acceptance."""
+class CompiledGraph(PendingGraph):
+    """A graph on its way from pending to ready. The first call does the acceptance."""
 
     def __init__(self, gm: fx.GraphModule, kind: GraphKind, settings: CompileSettings, report: Report) -> None:
-        self.kind, self.settings, self.report = kind, settings, report
         start = time.perf_counter()
-        gm = self.gm = clean_up(gm)
+        gm = clean_up(gm)
         report.add_seconds("lowering", time.perf_counter() - start)
+        super().__init__([getattr(gm, str(n.target)) for n in gm.graph.nodes if n.op == "get_attr"], settings, report)
+        self.gm, self.kind = gm, kind
         self.entry: GraphReport = report.add_graph(f"{kind} {len(report.graphs)}", kind, len(gm.graph.nodes))
         self.static = {name: name for name in torch_compat.static_inputs(gm)}
         self.device = settings.target or graph_device(gm)
-        self.deadline = deadline(settings, report)
         self.rows: list[CandidateRow] = []
         self.refused: list[Note] = []
         self.compiled: list[str] = []  # the IR of the kernels that are compiled together
         self.on_ready: Callable[[CompiledGraph], None] | None = None
         self.groups = self._find()
         self.names = kernel_names(self.groups)
-        self.constants = [getattr(gm, str(n.target)) for n in gm.graph.nodes if n.op == "get_attr"]
-        self._lock = ForkSafeLock()
-        self._run: Runner | None = None
         self._kernels: Future[Kernels] = submit(self._compile_kernels, self.groups)
         self._program: Future[Runner] = submit(self._make_runner, self.groups)
         self._kept: list[Group] | None = None  # the groups of `_program`, once they are accepted
-        self._process = os.getpid()
 
     # -- compile ------------------------------------------------------------------------------
     def _find(self) -> list[Group]:
@@ -123,20 +118,7 @@ class CompiledGraph:
         return built.run
 
     # -- call ---------------------------------------------------------------------------------
-    def __call__(self, args: list[Any]) -> list[Any]:
-        run = self._run
-        if run is None:
-            with self._lock:
-                if self._run is None:
-                    return self._first_call(args)
-            run = self._run
-            assert run is not None
-        inputs = [*args, *self.constants] if self.constants else list(args)
-        args.clear()
-        return run(inputs)
-
     def _first_call(self, args: list[Any]) -> list[Any]:
-        """The first call, and those after it until the kernels and the program are compiled."""
         inputs = list(args)
         args.clear()
         self._take_over()
@@ -173,9 +155,8 @@ class CompiledGraph:
 
     def _take_over(self) -> None:
         """Start again, in a forked child, what the parent's threads had not finished: they did not come along."""
-        if self._process == os.getpid():
+        if not self._in_new_process():
             return
-        self._process = os.getpid()
         if not self._kernels.done():
             self._kernels = submit(self._compile_kernels, self.groups)
         if not self._program.done():

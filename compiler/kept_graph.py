@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -28,7 +27,6 @@ from ..codegen.ir_text import parse_kernel
 from ..codegen.lowering import CannotLower, size_expr
 from ..runtime import cache, torch_compat
 from ..runtime.errors import MeshwrightError
-from ..runtime.locks import ForkSafeLock
 from ..runtime.program import Json, Program
 from ..runtime.program_json import program_from_json, program_to_json
 from ..runtime.settings import settings as environment_settings
@@ -36,10 +34,11 @@ from .artifact_verify import verify_program
 from .build_program import Built, Runner, build_kernels, build_program, choice_options, kernel_report, settle, submit
 from .graph_key import Unkept, graph_key, symbols_of
 from .guard import GuardedGraph, describe
+from .pending import PendingGraph
 from .program_builder import is_effect
 from .report import CandidateRow, GraphReport, Note, Report
 from .settings import CompileSettings
-from .watch import deadline, in_time
+from .watch import in_time
 from .whole_check import WrongResult, compare_whole, why_not_compared
 
 if TYPE_CHECKING:
@@ -168,54 +167,40 @@ class Keeper:
         cache.put_json(self.key, asdict(kept))
 
 
-class StartedGraph:
-    """A program from the disk (boxed callable). Its first call runs eager too, compares, and returns eager's result."""
+class StartedGraph(PendingGraph):
+    """A program from the disk. Its first call runs eager too, compares, and returns eager's result."""
 
     def __init__(self, keeper: Keeper, program: Program, kernels: Sequence[Kernel], constants: list[torch.Tensor],
                  entry: GraphReport) -> None:
-        self.keeper, self.constants, self.entry = keeper, constants, entry
-        self.deadline = deadline(keeper.settings, keeper.report)
+        super().__init__(constants, keeper.settings, keeper.report)
+        self.keeper, self.entry = keeper, entry
         self._work = program, kernels
         self._built: Future[Built] = submit(self._build, *self._work)
-        self._process = os.getpid()
-        self._lock = ForkSafeLock()
-        self._run: Runner | None = None
 
     def _build(self, program: Program, kernels: Sequence[Kernel]) -> Built:
-        report = self.keeper.report
-        with report.phase("compiler"):
-            options = choice_options(report, self.entry, self.keeper.settings) if program.device == "cuda" else None
+        with self.report.phase("compiler"):
+            options = choice_options(self.report, self.entry, self.settings) if program.device == "cuda" else None
             built = build_program(program, lambda: build_kernels(program.device, kernels), options=options)
         for kernel in kernels:
             if kernel.name in program.kernels:
-                report.add_kernel(kernel_report(kernel, program.device))
+                self.report.add_kernel(kernel_report(kernel, program.device))
         return built
 
-    def __call__(self, args: list[Any]) -> list[Any]:
-        if self._run is None:
-            with self._lock:
-                if self._run is None:
-                    return self._first_call(args)
-        run = self._run
-        inputs = [*args, *self.constants]
-        args.clear()
-        return run(inputs)
-
     def _first_call(self, args: list[Any]) -> list[Any]:
-        keeper = self.keeper
-        if self._process != os.getpid() and not self._built.done():  # the parent's threads did not come along
-            self._process, self._built = os.getpid(), submit(self._build, *self._work)
+        gm = self.keeper.gm
+        if self._in_new_process() and not self._built.done():
+            self._built = submit(self._build, *self._work)
         if not in_time(self._built, self.deadline):
-            keeper.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
-            return list(keeper.gm.forward(*args))
+            self.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
+            return list(gm.forward(*args))
         built = self._built.result()
         self.entry.source, self.entry.timings = built.source, built.timings
         self.entry.behind_products = built.behind_products
-        eager = list(keeper.gm.forward(*args))
-        settle(built.run, [*args, *self.constants], keeper.report)
-        reason = why_not_compared(keeper.gm, eager) if keeper.settings.check else "the check is off"
+        eager = list(gm.forward(*args))
+        settle(built.run, [*args, *self.constants], self.report)
+        reason = why_not_compared(gm, eager) if self.settings.check else "the check is off"
         if reason:
-            keeper.report.note(f"{self.entry.name} was not compared with eager in this process: {reason}")
+            self.report.note(f"{self.entry.name} was not compared with eager in this process: {reason}")
         else:
             self._compare(built.run, args, eager)
         self._run = built.run
@@ -224,12 +209,12 @@ class StartedGraph:
         return eager
 
     def _compare(self, run: Runner, args: list[Any], eager: list[Any]) -> None:
-        keeper = self.keeper
         try:
-            with keeper.report.phase("check"):
-                compare_whole(run([*args, *self.constants]), eager, lambda moved: list(keeper.gm.forward(*moved)), args)
+            with self.report.phase("check"):
+                compare_whole(run([*args, *self.constants]), eager, lambda moved: list(self.keeper.gm.forward(*moved)),
+                              args)
         except WrongResult:
-            keeper.forget()
+            self.keeper.forget()
             raise
 
 
