@@ -172,7 +172,7 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
 
     def make_cold(run: int) -> None:
         if read:
-            library.mw_evict(*read[methods[run] if methods[run] == LIBRARY else methods[run] & ~INSIDE])
+            library.mw_evict(*read[methods[run] & ~INSIDE])
         else:
             cold.zero_()
 
