@@ -94,7 +94,7 @@ LINKS: dict[str, LinkPreset] = {  # bandwidths [NVLink] or [PCIe], NICs [NIC], w
                              "datasheet"),  # [H100T]
     "h100-pcie": _pcie("PCIe Gen5", 63, "InfiniBand NDR", 400, 350, f"NVIDIA H100 datasheet; {_PCIE}", gpus_per_nic=2),
     "h200": _hopper("InfiniBand NDR", 700, "NVIDIA H200 datasheet; DGX H200 user guide"),
-    "b200": _blackwell(1000, "NVIDIA Blackwell architecture technical brief; DGX B200 datasheet"),
+    "b200": _blackwell(1000, "NVIDIA Blackwell datasheet; DGX BasePOD reference architecture"),
     "gb200": _blackwell(1200, "NVIDIA GB200 NVL72 datasheet", domain_gpus=72),
     "rtx-4090": _pcie("PCIe Gen4", 31.5, "Ethernet", 100, 450, f"NVIDIA Ada GPU architecture white paper; {_PCIE}",
                       gpus_per_nic=4),
