@@ -59,11 +59,13 @@ class ProductMethods:
         self._guard = ForkSafeLock()
         self._by_threads: dict[int, tuple[list[int], list[int], PackedWeights]] = {}
         self._last: tuple[Found, Any] | None = None
+        self._called = False
 
     def addresses(self, inputs: Sequence[torch.Tensor], threads: int) -> Any:
         """An array of the program's products: `how` is null where the library is the choice."""
         chosen = self._by_threads.get(threads)
         if chosen is None:
+            self._called = True
             with self._guard:  # two at once would spoil each other's timings
                 chosen = self._by_threads.get(threads) or self._choose(inputs, threads)
                 self._by_threads[threads] = chosen
@@ -82,7 +84,8 @@ class ProductMethods:
         return array
 
     def prepare(self, inputs: Sequence[torch.Tensor], threads: int) -> None:
-        """Pack what `addresses` would, without other threads, where every choice was timed before."""
+        """Pack what `addresses` would, without other threads, where every choice was timed before. The first call ends
+        this, and packs the rest with all threads."""
         with self._guard:
             if threads in self._by_threads:
                 return
@@ -90,7 +93,7 @@ class ProductMethods:
                 chosen = self._choose(inputs, threads, may_measure=False)
             except _Untimed:
                 return
-            chosen[2].prepare(inputs)
+            chosen[2].prepare(inputs, lambda: self._called)
             self._by_threads[threads] = chosen
 
     def _choose(self, inputs: Sequence[torch.Tensor], threads: int, *,

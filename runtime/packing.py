@@ -156,9 +156,12 @@ class PackedWeights:
                 pass
         return self._slow(inputs, weights)
 
-    def prepare(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Make the copies now, each with `alone=True`: beside other work, teams of threads wait for one another."""
+    def prepare(self, inputs: Sequence[torch.Tensor], stop: Callable[[], bool]) -> None:
+        """Make the copies now, until `stop()`, each with `alone=True`: beside other work, teams of threads wait for one
+        another."""
         for positions, variant, pack in self.wanted:
+            if stop():
+                return
             packed([inputs[p] for p in positions], variant, partial(pack, alone=True))
 
     def _slow(self, inputs: Sequence[torch.Tensor], weights: list[torch.Tensor]) -> Found:
