@@ -66,8 +66,9 @@ class Model(PlanData):
 
 class Training(PlanData):
     """Number formats and optimizer. dtypes are torch's names; `recipe` is how matrix products run ("bf16", "fp8-…").
-    `optimizer_bytes_per_parameter`: states and master weights. `padded_batch`: samples that are really computed, above
-    the global batch where micro-batches and replicas don't divide it."""
+    `optimizer_bytes_per_parameter`: states and master weights. `fusion`: element-wise operators as written, in fused
+    kernels, or compiled. `async_tp`: tensor parallelism's collectives overlap with their own products. `padded_batch`:
+    samples that are really computed, above the global batch where micro-batches and replicas don't divide it."""
 
     parameter_dtype: Name = "bfloat16"
     gradient_dtype: Name = "float32"
@@ -75,6 +76,9 @@ class Training(PlanData):
     recipe: Name = "bf16"
     optimizer: Name = "adamw"
     optimizer_bytes_per_parameter: Number = 12.0
+    fusion: Literal["none", "kernels", "compiled"] = "compiled"
+    flash_attention: bool = True
+    async_tp: bool = False
     padded_batch: Count
 
 

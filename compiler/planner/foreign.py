@@ -72,6 +72,8 @@ class Layout:
     recipe: str | None = None
     gradient_dtype: str | None = None
     optimizer: str | None = None
+    fusion: Literal["none", "kernels", "compiled"] | None = None
+    async_tp: bool = False
     ignored: tuple[str, ...] = ()
 
     def on(self, gpus: int) -> Layout:
@@ -133,7 +135,7 @@ def read_deepspeed(text: str) -> Layout:
     if zero > 3:
         raise InvalidInputError(f"DeepSpeed configuration: zero_optimization.stage is {zero}", expected="0 to 3")
     shard = keys.whole("zero_optimization.mics_shard_size", -1, least=-1)
-    bf16 = keys.flag("bf16.enabled", False)
+    bf16, fp16 = keys.flag("bf16.enabled", False), keys.flag("fp16.enabled", False)
     gradient = keys.text("data_types.grad_accum_dtype", None)
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", None: None}
     if gradient not in names:
@@ -144,7 +146,7 @@ def read_deepspeed(text: str) -> Layout:
         "deepspeed", tp=keys.whole("tensor_parallel.autotp_size", 1), zero=zero,
         dp_shard=shard if shard > 0 else None, micro_batch=keys.whole("train_micro_batch_size_per_gpu", 1),
         micro_batches=keys.optional("gradient_accumulation_steps"), global_batch=keys.optional("train_batch_size"),
-        recipe="bf16" if bf16 else None, gradient_dtype=names[gradient], optimizer=name.lower() if name else None)
+        recipe="bf16" if bf16 else "fp16" if fp16 else "fp32", gradient_dtype=names[gradient], optimizer=name.lower() if name else None)
     return replace(layout, ignored=keys.left())
 
 

@@ -2,7 +2,8 @@
 
 Its rules: data parallelism is what the world size leaves; the distributed optimizer is ZeRO-1, Megatron FSDP's
 strategies are ZeRO-1 to 3; `--num-distributed-optimizer-instances` are copies of the shards. Ranks are laid out
-tp-cp-dp-pp, or tp-cp-pp-dp. Experts' tensor parallelism is tp where it is not given.
+tp-cp-dp-pp, or tp-cp-pp-dp. Experts' tensor parallelism is tp where it is not given. Selective recomputation runs the
+core of attention again, whose large results flash attention never keeps: it is read as none.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ def read(text: str) -> Layout:
     interleaved = chunks > 1 or per_part is not None
     recompute, blocks = _recompute(keys)
     order = ("tp", "cp", "pp", "dp") if keys.flag("use-tp-pp-dp-mapping", False) else ("tp", "cp", "dp", "pp")
-    fp32 = keys.flag("accumulate-allreduce-grads-in-fp32", False)
     recipe = _recipe(keys)
     return Layout(
         "megatron", tp=tp, sequence_parallel=keys.flag("sequence-parallel", False) and tp > 1, cp=cp,
@@ -47,8 +47,8 @@ def read(text: str) -> Layout:
         seq=keys.optional("seq-length"), recompute=recompute, recompute_blocks=blocks, parts=parts,
         blocks_per_part=per_part, first_blocks=keys.optional("decoder-first-pipeline-num-layers"),
         last_blocks=keys.optional("decoder-last-pipeline-num-layers"), order=order, recipe=recipe,
-        gradient_dtype="float32" if fp32 or recipe == "fp32" else "bfloat16",
-        optimizer=_optimizer(keys),
+        gradient_dtype=_gradient_dtype(keys, recipe),
+        optimizer=_optimizer(keys), fusion="kernels", async_tp=keys.flag("tp-comm-overlap", False) and tp > 1,
         ignored=tuple(k for k in keys.left() if RELEVANT.search(k)))
 
 
@@ -121,12 +121,13 @@ def _named(table: dict[Any, Any]) -> dict[str, object]:
 
 def _zero(keys: Keys) -> int:
     strategy = keys.text("data-parallel-sharding-strategy", "optim_grads_params")
+    optimizer = keys.flag("use-distributed-optimizer", False)
     if keys.flag("use-megatron-fsdp", False) or keys.flag("use-torch-fsdp2", False):
         if strategy not in STRATEGIES:
             raise InvalidInputError(f"{WHAT}: --data-parallel-sharding-strategy is {str(strategy)[:40]!r}",
                                     expected=f"one of {', '.join(STRATEGIES)}")
         return STRATEGIES[strategy]
-    return int(keys.flag("use-distributed-optimizer", False))
+    return int(optimizer)
 
 
 def _cp_kind(keys: Keys, cp: int) -> CpKind:
@@ -151,8 +152,7 @@ def _recompute(keys: Keys) -> tuple[RecomputeMode, int | None]:
     if granularity == "selective" and modes not in (None, "core_attn", ["core_attn"]):
         raise InvalidInputError(f"{WHAT}: --recompute-modules {str(modes)[:60]}",
                                 expected="core_attn, or full recomputation")
-    modes_by_name: dict[str | None, RecomputeMode] = {"full": "full", "selective": "selective"}
-    mode = modes_by_name.get(granularity, "none")
+    mode: RecomputeMode = "full" if granularity == "full" else "none"
     if mode == "full" and method == "uniform" and (count or 1) > 1:
         raise InvalidInputError(f"{WHAT}: units of {count} layers are recomputed together", expected="units of 1")
     return mode, count if mode == "full" and method == "block" else None
@@ -171,10 +171,16 @@ def _recipe(keys: Keys) -> str:
     return "bf16" if keys.flag("bf16", False) else "fp16" if keys.flag("fp16", False) else "fp32"
 
 
+def _gradient_dtype(keys: Keys, recipe: str) -> str:
+    if keys.flag("accumulate-allreduce-grads-in-fp32", False) or recipe == "fp32":
+        return "float32"
+    return "float16" if recipe == "fp16" else "bfloat16"
+
+
 def _optimizer(keys: Keys) -> str:
-    name = keys.text("optimizer", "adam") or "adam"
-    decoupled = keys.flag("decoupled-weight-decay", True)
-    return "adamw" if name == "adam" and decoupled else name.lower()
+    """Its Adam decouples weight decay."""
+    name = (keys.text("optimizer", "adam") or "adam").lower()
+    return "adamw" if name == "adam" else name
 
 
 def _parts(layout: str | None) -> tuple[Contents, ...] | None:

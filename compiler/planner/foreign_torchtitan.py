@@ -16,7 +16,7 @@ from ...runtime.plan_layout import RecomputeMode, ScheduleName
 from .foreign import Contents, Keys, Layout, limited
 
 SCHEDULES: dict[str, ScheduleName] = {"1F1B": "1f1b", "GPipe": "gpipe", "Interleaved1F1B": "interleaved"}
-RECOMPUTE: dict[str, RecomputeMode] = {"none": "none", "full": "full"}
+RECOMPUTE: dict[str, RecomputeMode] = {"none": "none", "full": "full", "selective": "selective"}
 WHAT = "torchtitan configuration"
 _BLOCK = re.compile(r"layers\.(\d{1,5})")
 
@@ -37,16 +37,20 @@ def read(text: str) -> Layout:
     micro = keys.whole("parallelism.pipeline_parallel_microbatch_size", 1) if pp > 1 else local
     if local % micro:
         raise InvalidInputError(f"{WHAT}: local_batch_size {local} is no multiple of the micro-batch {micro}")
-    recompute, blocks = _recompute(keys)
+    recompute, compiled = _recompute(keys), keys.flag("compile.enable", False)
+    if recompute == "none" and compiled:
+        recompute = "min-cut"  # what torch.compile keeps
     return Layout(
         "torchtitan", tp=tp, sequence_parallel=tp > 1, cp=cp, cp_kind=_cp_kind(keys, cp),
         dp=None if shard is None else replicate * shard, dp_shard=shard, instances=replicate, ep=ep,
         etp=etp if ep > 1 else tp, zero=_zero(keys, pp, cp, shard), pp=pp, chunks=chunks, schedule=schedule,
         micro_batch=micro, micro_batches=local // micro if global_batch is None else None, global_batch=global_batch,
-        seq=keys.whole("training.seq_len", 2048), recompute=recompute, recompute_blocks=blocks, parts=parts,
+        seq=keys.whole("training.seq_len", 2048), recompute=recompute, parts=parts,
         blocks_per_part=keys.optional("parallelism.pipeline_parallel_layers_per_stage"),
         recipe=_recipe(keys), gradient_dtype=keys.text("training.dtype", "float32"),
         optimizer=(keys.text("optimizer.name", "AdamW") or "AdamW").lower(),
+        fusion="compiled" if compiled else "none",
+        async_tp=keys.flag("parallelism.enable_async_tensor_parallel", False) and compiled and tp > 1,
         ignored=keys.left("parallelism", "activation_checkpoint", "quantize"))
 
 
@@ -90,8 +94,9 @@ def _cp_kind(keys: Keys, cp: int) -> Any:
     return method if cp > 1 else "none"
 
 
-def _recompute(keys: Keys) -> tuple[RecomputeMode, int | None]:
-    mode = _one_of(keys, "activation_checkpoint.mode", {**RECOMPUTE, "selective": "selective"}, "selective")
+def _recompute(keys: Keys) -> RecomputeMode:
+    """ "selective" there also runs every second product again: the nearest is ours, which keeps all products."""
+    mode: RecomputeMode = _one_of(keys, "activation_checkpoint.mode", RECOMPUTE, "selective")
     option = keys.get("activation_checkpoint.selective_ac_option")
     if mode == "selective" and option not in (None, "op", "1", 1):
         if option in ("2", 2) or str(option).isdigit():
@@ -100,8 +105,8 @@ def _recompute(keys: Keys) -> tuple[RecomputeMode, int | None]:
         raise InvalidInputError(f"{WHAT}: activation_checkpoint.selective_ac_option is {str(option)[:40]!r}",
                                 expected='"op" or a number')
     if mode == "selective" and option in ("1", 1):
-        return "full", None
-    return mode, None
+        return "full"
+    return mode
 
 
 def _recipe(keys: Keys) -> str | None:

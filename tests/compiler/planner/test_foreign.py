@@ -30,7 +30,10 @@ context_parallel_degree = 2
 pipeline_parallel_degree = 4
 pipeline_parallel_schedule = "Interleaved1F1B"
 pipeline_parallel_microbatch_size = 2
+pipeline_parallel_split_points = "layers.4"
 enable_async_tensor_parallel = true
+[compile]
+enable = true
 [activation_checkpoint]
 mode = "full"
 """
@@ -52,8 +55,8 @@ def test_torchtitan() -> None:
     assert layout == Layout(
         "torchtitan", tp=8, sequence_parallel=True, cp=2, cp_kind="all-gather", dp=8, dp_shard=4, instances=2, etp=8,
         zero=2, pp=4, chunks=2, schedule="interleaved", micro_batch=2, global_batch=512, seq=8192, recompute="full",
-        recipe="bf16", gradient_dtype="float32", optimizer="adamw",
-        ignored=("parallelism.enable_async_tensor_parallel",))
+        recipe="bf16", gradient_dtype="float32", optimizer="adamw", fusion="compiled", async_tp=True,
+        ignored=("parallelism.pipeline_parallel_split_points",))
     on = layout.on(512)
     assert (on.dp, on.zero_shard, on.micro_batches) == (8, 8, 32)
 
@@ -87,7 +90,8 @@ def test_megatron() -> None:
     layout = read_megatron(MEGATRON)
     assert layout == Layout(
         "megatron", tp=8, sequence_parallel=True, etp=8, zero=1, pp=16, schedule="interleaved", micro_batch=1,
-        global_batch=1536, seq=2048, blocks_per_part=3, recipe="bf16", gradient_dtype="float32", optimizer="adamw")
+        global_batch=1536, seq=2048, blocks_per_part=3, recipe="bf16", gradient_dtype="float32", optimizer="adamw",
+        fusion="kernels")
     on = layout.on(1024)
     assert (on.dp, on.zero_shard, on.micro_batches) == (8, 8, 192)
 
@@ -101,7 +105,7 @@ def test_megatron_layout_and_recomputation() -> None:
     assert [p.blocks for p in layout.parts] == [2, 3, 3, 3, 3, 3, 3, 1]
     assert (layout.recompute, layout.recompute_blocks, layout.cp_kind) == ("full", 2, "ulysses")
     assert layout.order == ("tp", "cp", "pp", "dp")
-    assert read_megatron("--recompute-activations").recompute == "selective"
+    assert read_megatron("--recompute-activations").recompute == "none"
 
 
 def test_megatron_fsdp_and_copies() -> None:
