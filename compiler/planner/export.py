@@ -13,7 +13,7 @@ from __future__ import annotations
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from ...runtime.errors import UnknownNameError
@@ -87,12 +87,14 @@ class Draft:
             self.put(where, f"layers.options.{name}")
         return value
 
-    def finish(self, target: str, text: str) -> Export:
-        """Ranges and parts only carry what the rest says, unless a target put them."""
+    def finish(self, target: str, text: str, comment: str = "") -> Export:
+        """The export; with a `comment` sign the list of what is lost stands at the top of the file."""
         for name in ("first", "last", "count"):
             if f"layers.{name}" not in self.expressed:
                 self.cannot.setdefault(f"layers.{name}", "the file has one set of options for all layers")
-        return Export(target, text, dict(self.expressed), dict(self.cannot))
+        made = Export(target, text, dict(self.expressed), dict(self.cannot))
+        notes = "".join(f"{comment} cannot express {line}\n" for line in listed(made.lost)) if comment else ""
+        return replace(made, text=notes + text)
 
 
 def export(plan: Plan, target: str) -> Export:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...runtime.plan import Plan
-from .export import Draft, Export, blocks, contents, is_block, listed, replica_micro_batch
+from .export import Draft, Export, blocks, contents, is_block, replica_micro_batch
 from .foreign import Contents
 
 CP_KINDS = {"ring": "p2p", "ulysses": "a2a", "all-gather": "allgather"}
@@ -27,10 +27,9 @@ def to_megatron(plan: Plan) -> Export:
         draft.drop(f"experts' ranks are laid out {'-'.join(wanted)}", "mesh.expert_order")
     draft.put("--use-tp-pp-dp-mapping", "mesh.order", "mesh.expert_order")
     draft.drop(LAUNCHER, "mesh.gpus", "mesh.gpus_per_node", "mesh.idle_gpus")
-    notes = "".join(f"# cannot express {line}\n" for line in listed(Export("", "", {}, draft.cannot).lost))
     launch = f"# torchrun --nproc-per-node {plan.mesh.gpus_per_node}, {plan.mesh.gpus} processes in all\n"
     text = "\n".join(lines)
-    return draft.finish("megatron", f"# Megatron-LM arguments of a Meshwright plan\n{launch}{notes}{text}\n")
+    return draft.finish("megatron", f"# Megatron-LM arguments of a Meshwright plan\n{launch}{text}\n", "#")
 
 
 def _degrees(draft: Draft) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from ...runtime.plan import Plan
-from .export import Draft, Export, blocks, contents, listed, replica_micro_batch
+from .export import Draft, Export, blocks, contents, replica_micro_batch
 from .foreign import Contents
 
 Value = str | int | bool | list[str] | list[list[str]]
@@ -28,9 +28,7 @@ def to_torchtitan(plan: Plan) -> Export:
     draft.drop("its process mesh is always pp, dp, cp, tp from the outermost axis in", *_foreign_order(plan))
     draft.put("[parallelism]", "mesh.order", "mesh.expert_order", "mesh.gpus")
     draft.drop("the launcher decides: torchrun --nproc-per-node", "mesh.gpus_per_node", "mesh.idle_gpus")
-    text = _toml(tables)
-    notes = "".join(f"# cannot express {line}\n" for line in listed(Export("", "", {}, draft.cannot).lost))
-    return draft.finish("torchtitan", f"# torchtitan configuration of a Meshwright plan\n{notes}\n{text}")
+    return draft.finish("torchtitan", f"# torchtitan configuration of a Meshwright plan\n\n{_toml(tables)}", "#")
 
 
 def _parallelism(draft: Draft, table: dict[str, Value]) -> int:

@@ -146,7 +146,8 @@ def read_deepspeed(text: str) -> Layout:
         "deepspeed", tp=keys.whole("tensor_parallel.autotp_size", 1), zero=zero,
         dp_shard=shard if shard > 0 else None, micro_batch=keys.whole("train_micro_batch_size_per_gpu", 1),
         micro_batches=keys.optional("gradient_accumulation_steps"), global_batch=keys.optional("train_batch_size"),
-        recipe="bf16" if bf16 else "fp16" if fp16 else "fp32", gradient_dtype=names[gradient], optimizer=name.lower() if name else None)
+        recipe="bf16" if bf16 else "fp16" if fp16 else "fp32",
+        gradient_dtype=names[gradient], optimizer=name.lower() if name else None)
     return replace(layout, ignored=keys.left())
 
 
