@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,7 +33,7 @@ from .plan_data import (
     read_limited,
     validated,
 )
-from .plan_layout import LayerNames, LayerRange, Mesh, Parts, Ranges, Schedule, layout_fault
+from .plan_layout import LayerNames, Mesh, Parts, Ranges, Schedule, layout_fault
 from .plan_predictions import Beaten, Certificate, Predicted
 
 if TYPE_CHECKING:
@@ -145,10 +146,11 @@ class Plan(PlanData):
         main = max(self.layers, key=lambda r: r.count)
         return f"{self.schedule.title} · {main.options.title}"
 
-    def stage_of(self, layers: LayerRange) -> int:
-        """The stage that holds a range of this plan."""
+    def stages_of_ranges(self) -> list[int]:
+        """The stage that holds each of the layer ranges."""
         at = {name: i for i, name in enumerate(self.model.layers)}
-        return next(p.stage for p in self.parts if at[p.first] <= at[layers.first] and at[layers.last] <= at[p.last])
+        starts = [at[p.first] for p in self.parts]
+        return [self.parts[bisect_right(starts, at[r.first]) - 1].stage for r in self.layers]
 
     def to_json(self) -> str:
         """The plan with a checksum per section, as `from_json` reads it."""
