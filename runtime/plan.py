@@ -27,6 +27,7 @@ from .plan_data import (
     Name,
     Number,
     PlanData,
+    Positive,
     Text,
     digest,
     first_fault,
@@ -61,7 +62,7 @@ class Model(PlanData):
     """The model as a pipeline: names of its layers (modules) in order, and its parameters."""
 
     name: Name
-    parameters: Count
+    parameters: Positive
     layers: LayerNames
 
 
