@@ -40,7 +40,7 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     if p.error_band:
         low, high = p.step_time_s * (1 - p.error_band.low), p.step_time_s * (1 + p.error_band.high)
         band = f"{duration(low)} to {duration(high)}: {p.error_band.source}"
-    cards = [("step", duration(p.step_time_s), band or "predicted"), ("throughput", f"{p.tokens_per_s:,.0f} tokens/s",
+    cards = [("step", duration(p.step_time_s), band or "predicted"), ("tokens per second", f"{p.tokens_per_s:,.0f}",
               f"MFU {p.mfu:.1%}" if p.mfu is not None else "")]
     share = tight.peak_bytes / tight.limit_bytes if tight.limit_bytes else 0.0
     cards.append(("memory", f"{tight.peak_bytes / GIB:.1f} GiB",
