@@ -30,7 +30,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Text = Annotated[str, Field(max_length=2000)]
 Key = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,49}$")]  # a category, a collective, a fact
 Amounts = Annotated[dict[Key, Amount], Field(max_length=64)]
-Fact = str | int | float | bool | None
+Fact = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 
 
 class PlanData(BaseModel):
