@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from ..runtime.plan import Plan
 from ..runtime.plan_predictions import StagePrediction, TupleResult
 from ..runtime.plan_table import GIB, duration, keys
-from .plan_timeline import timeline
+from .plan_timeline import PlanTimeline, timeline
 
 WIDTH, LEFT, RIGHT = 1000.0, 84.0, 36.0
 MOST_ROWS = 64
 MOST_EVENTS = 4000
 MOST_TITLES = 1500
+SEEN_EVENTS = 110  # of one stage, at the width of the page
 TUPLE_STATES = ("solved", "searched", "bounded")
 
 
@@ -36,12 +37,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Mark:
-    """A text at a place, a tick with a line down from it, or a point, by where it is used."""
+    """A text at a place, a tick with a line down from it, or a point of radius `size`, by where it is used."""
 
     x: float
     y: float
     text: str = ""
     css: str = ""
+    size: float = 4.5
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,34 @@ class Chart:
     paths: dict[str, str] = field(default_factory=dict)
 
 
-def timeline_chart(plan: Plan) -> Chart:
-    """A row per stage: forwards, backwards, weight gradients, synchronisation and optimizer; gaps are the bubble."""
+def timeline_charts(plan: Plan) -> list[tuple[str, Chart]]:
+    """The step, and its start enlarged where single operations are too narrow to be seen."""
     drawn = timeline(plan, MOST_EVENTS)
+    end, most = max(drawn.line.makespan_ns, 1), max(map(len, drawn.line.events))
+    charts = [("", timeline_chart(plan, drawn, end))]
+    if most > SEEN_EVENTS:
+        warm_up = max(events[0].start_ns for events in drawn.line.events)
+        shown = min(end, max(end * SEEN_EVENTS // most, 2 * warm_up))
+        if shown < end * 0.6:
+            charts.append((f"The first {duration(shown / 1e9)}, enlarged", timeline_chart(plan, drawn, shown)))
+    return charts
+
+
+def timeline_chart(plan: Plan, drawn: PlanTimeline, end: int) -> Chart:
+    """A row per stage up to `end` ns: forwards, backwards, weight gradients, synchronisation and optimizer; gaps are
+    the bubble."""
     line, p = drawn.line, plan.schedule.stages
-    end = max(line.makespan_ns, 1)
     per_ns = (WIDTH - LEFT - RIGHT) / end
     high = 26.0 if p <= 8 else 18.0 if p <= 16 else 11.0 if p <= 32 else 7.0
     boxes: list[Box] = []
     for stage, events in enumerate(line.events):
         y = 8 + stage * (high + 2)
         for op, start, stop in events:
+            if start >= end:
+                break
             css = f"op{op.kind}" + (" odd" if op.chunk % 2 else "")
             chunk = f", chunk {op.chunk}" if plan.schedule.chunks > 1 else ""
-            wide = (stop - start) * per_ns
+            wide = (min(stop, end) - start) * per_ns
             boxes.append(Box(LEFT + start * per_ns, y, wide - min(0.7, wide / 8), high, css,
                              f"stage {stage}: {NAMES[op.kind]} of micro-batch {op.micro_batch}{chunk}, "
                              f"{duration((stop - start) / 1e9)}",
@@ -82,7 +98,7 @@ def timeline_chart(plan: Plan) -> Chart:
         at = events[-1].end_ns
         costs = line.costs[stage]
         for css, name, ns in (("sync", "synchronisation", costs.sync_ns), ("opt", "optimizer", costs.optimizer_ns)):
-            if ns:
+            if ns and at + ns <= end:
                 boxes.append(Box(LEFT + at * per_ns, y, ns * per_ns * 0.9, high, css,
                                  f"stage {stage}: {name}, {duration(ns / 1e9)}"))
             at += ns
@@ -124,7 +140,7 @@ def time_chart(plan: Plan) -> Chart:
         return [("compute", s.compute_ns / 1e9), ("optimizer", s.optimizer_ns / 1e9), *exposed,
                 ("bubble", s.bubble_ns / 1e9)]
 
-    warm = ("c4", "c3", "c8", "c5", "c6", "c7", "c9", "c10")
+    warm = ("c4", "c3", "c8", "c1", "c6", "c7", "c9", "c10")
     colors = {"compute": "c0", "optimizer": "opt", "bubble": "bubble",
               **{f"exposed {n}": warm[i % len(warm)] for i, n in enumerate(names)}}
     return _bars(plan, parts, colors, duration, plan.predicted.step_time_ns / 1e9, [])
@@ -160,10 +176,12 @@ def search_chart(plan: Plan) -> Chart | None:
     for t in drawn:
         at = y(t.value_ns) if t.value_ns else 22.0
         places.setdefault((round(x(t.bound_ns or 0) * 2), round(at * 2), t.state), []).append(t)
-    points = [Mark(a / 2, b / 2, _tuple_title(found), state) for (a, b, state), found in places.items()]
-    points.sort(key=lambda m: -TUPLE_STATES.index(m.css))
+    points = [Mark(a / 2, b / 2, _tuple_title(found), state, 4 + 2 * math.log10(len(found)))
+              for (a, b, state), found in places.items()]
+    points.sort(key=lambda m: -m.size)
     infeasible = len(certificate.tuples) - len(drawn) if certificate else 0
     note = f"Not drawn: {infeasible} in which no plan fits. " if infeasible else ""
+    note += "Larger points are several tuples. " if len(points) < len(drawn) else ""
     note += "Slower than 20 times the plan: drawn at the edge." if max(values) > far else ""
     ticks = _log_ticks(low, high)
     count = {s: sum(t.state == s for t in drawn) for s in TUPLE_STATES}

@@ -23,13 +23,17 @@ def with_tuples(*tuples: TupleResult) -> Plan:
                                            "tuples": tuples}))
 
 
+def step(made: Plan) -> Chart:
+    return charts.timeline_charts(made)[0][1]
+
+
 def inside(chart: Chart) -> bool:
     return all(LEFT - 0.1 <= b.x and b.x + b.width <= WIDTH - RIGHT + 0.1 and b.y + b.height <= chart.height
                for b in chart.boxes) and all(0 <= p.x <= WIDTH and 0 <= p.y <= chart.height for p in chart.points)
 
 
 def test_timeline() -> None:
-    chart = charts.timeline_chart(MADE)
+    chart = step(MADE)
     assert len(chart.boxes) == 36 and inside(chart) and not chart.note
     assert [text for _, text in chart.legend] == ["forward", "backward", "gradient synchronisation", "optimizer"]
     assert chart.boxes[0].title == "stage 0: forward of micro-batch 0, 4 ms" and chart.boxes[0].label == "0"
@@ -38,13 +42,20 @@ def test_timeline() -> None:
 
 
 def test_timeline_of_many_micro_batches_is_thinned_and_small() -> None:
-    chart = charts.timeline_chart(uniform(pp=32, blocks=64, micro_batches=512))
+    chart = step(uniform(pp=32, blocks=64, micro_batches=512))
     assert "of 512 micro-batches" in chart.note and not chart.boxes
     assert set(chart.paths) == {"opF", "opB", "sync", "opt"} and sum(map(len, chart.paths.values())) < 300_000
-    weights = charts.timeline_chart(uniform(schedule="zb-h1"))
+    weights = step(uniform(schedule="zb-h1"))
     assert ("opW", "weight gradient") in weights.legend
-    chunks = charts.timeline_chart(uniform(schedule="interleaved", chunks=2))
+    chunks = step(uniform(schedule="interleaved", chunks=2))
     assert any(b.css == "opF odd" for b in chunks.boxes) and "odd chunks" in chunks.note
+
+
+def test_the_start_is_enlarged_where_operations_are_narrow() -> None:
+    [(title, whole), (start, chart)] = charts.timeline_charts(uniform(pp=2, micro_batches=120))
+    assert title == "" and start.startswith("The first ") and inside(chart)
+    assert len(chart.boxes) < len(whole.boxes) and max(b.width for b in chart.boxes) > max(b.width for b in whole.boxes)
+    assert len(charts.timeline_charts(MADE)) == 1
 
 
 def test_memory_bars_add_up_and_stand_before_the_limit() -> None:
@@ -89,11 +100,11 @@ def test_search() -> None:
 
 
 def test_search_draws_tuples_at_one_place_once() -> None:
-    step = MADE.predicted.step_time_ns
-    same = [TupleResult(title=f"p={i}", state="bounded", bound_ns=2 * step) for i in range(500)]
+    step_ns = MADE.predicted.step_time_ns
+    same = [TupleResult(title=f"p={i}", state="bounded", bound_ns=2 * step_ns) for i in range(500)]
     chart = charts.search_chart(with_tuples(*same))
     assert chart is not None and len(chart.points) == 1 and chart.points[0].text.endswith("and 494 more")
-    far = charts.search_chart(with_tuples(TupleResult(title="far", state="bounded", bound_ns=step * 10**6)))
+    far = charts.search_chart(with_tuples(TupleResult(title="far", state="bounded", bound_ns=step_ns * 10**6)))
     assert far is not None and inside(far) and "drawn at the edge" in far.note
 
 
