@@ -107,11 +107,12 @@ class History:
 
 class Fronts:
     """The fronts of one outer tuple, each computed once. `chain(kinds)` is exact, but for what keeps a stage busy for
-    `below_ns` or more, and raises `TooLarge` once that took too many comparisons. A `place`, a stage and chunk, keeps
+    `below_ns` or more, and raises `TooLarge` once that took more than `most_work` comparisons. A `place`, a stage and chunk, keeps
     only the least busy time at each memory there, two columns instead of eight: that scales."""
 
-    def __init__(self, tables: Tables, below_ns: int = 1 << 62) -> None:
+    def __init__(self, tables: Tables, below_ns: int = 1 << 62, most_work: int = MOST_WORK) -> None:
         self.tables, self.below_ns, self.history, self.work = tables, below_ns, History(), 0
+        self.most_work = most_work
         self._chains: dict[tuple[tuple[int, ...], Place | None], dict[Key, Front]] = {}
         self._runs: dict[tuple[int, tuple[int, ...], int, Place | None, int], Step] = {}
 
@@ -264,7 +265,7 @@ class Fronts:
             rest = left[1:]
             left = rest[(rows[rest] < rows[first]).any(axis=1)]
             self.work += len(rest) * rows.shape[1]
-            if self.work > MOST_WORK:
+            if self.work > self.most_work:
                 raise TooLarge
         return np.sort(np.array(kept, dtype=np.intp))
 
