@@ -19,7 +19,8 @@
     ZeRO 1, 2  all-gather of new parameters         parameters / tp · 2                        the first forward
 
 Sources: Korthikanti et al. (tp), Liu et al. (ring), Jacobs et al. (Ulysses), Rajbhandari et al., arXiv:1910.02054
-(ZeRO); expert parameters are reduced over edp only. The layer's own pass stands for its neighbours': layers come in runs.
+(ZeRO); expert parameters are reduced over edp only. The layer's own pass stands for its neighbours': layers come in
+runs. Without sequence parallelism tp's pairs are all-reduces, and nothing was divided that has to be gathered again.
 """
 
 from __future__ import annotations
@@ -128,11 +129,11 @@ class LayerTraffic:
             else:  # the last output is not needed again
                 yield from self._one("scatter outputs", "reduce-scatter", "tp", phase, window, size, max(0, blocks - 1))
         yield from self._one("gather gradients", "all-gather", "tp", "backward", window, size, blocks)
-        if self.compute.weight_gradient.gemm_s:
+        if self.compute.weight_gradient.gemm_s and self.t.sequence_parallel:
             yield from self._one("gather saved inputs", "all-gather", "tp", "backward", "input gradients of products",
                                  size, blocks)
-        yield from self._one("scatter input gradients", "reduce-scatter", "tp", "backward",
-                             "weight gradients of products", size, blocks)
+        scattered: Window = "weight gradients of products" if self.t.sequence_parallel else window
+        yield from self._one("scatter input gradients", "reduce-scatter", "tp", "backward", scattered, size, blocks)
 
     def _vocabulary_parallel(self, size: float, window: Window) -> Iterator[Collective]:
         """An embedding ends in a reduce-scatter; a head starts with an all-gather, and its loss reduces three numbers

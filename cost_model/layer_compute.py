@@ -70,9 +70,8 @@ def layer_seconds(kind: LayerKind, strategy: LayerStrategy, rates: Rates) -> Lay
     backward_bytes = kind.fused_backward if fused else tuple(r.bytes_moved for r in kind.backward)
     delayed = set(kind.weight_only)
     work = _Divided(kind, strategy, rates)
-    saved = kind.saved[strategy.recompute]
     # a compiler's backward regions hold what min-cut runs again already
-    again = () if fused and strategy.recompute == "min-cut" else saved.recomputed
+    again = () if fused and strategy.recompute == "min-cut" else kind.saved[strategy.recompute].recomputed
     backward = list(zip(range(len(kind.backward)), kind.backward, backward_bytes, strict=True))
     return LayerSeconds(
         work.seconds(((i, r, b) for i, (r, b) in enumerate(zip(kind.forward, forward_bytes, strict=True))), False),

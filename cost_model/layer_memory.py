@@ -55,7 +55,7 @@ def layer_memory(kind: LayerKind, strategy: LayerStrategy, training: Training, *
             a, b = a / dense, b / experts
         return per_parameter * (a + b)
 
-    until_b, until_w = _saved(kind, strategy)
+    until_b, until_w = _saved(kind, strategy, training)
     gathered = 0.0
     if strategy.zero == 3 and dense > 1:
         gathered = (count.dense + count.experts) * training.gather_bytes * 2
@@ -66,9 +66,11 @@ def layer_memory(kind: LayerKind, strategy: LayerStrategy, training: Training, *
         gathered + _working_set(kind, strategy, training), _communication(kind, strategy))
 
 
-def _saved(kind: LayerKind, strategy: LayerStrategy) -> tuple[float, float]:
+def _saved(kind: LayerKind, strategy: LayerStrategy, training: Training) -> tuple[float, float]:
     """Until B and until W. From B to W the gradients that W reads take the place of what B released."""
-    share, saved = strategy.tp * strategy.cp, kind.saved[strategy.recompute]
+    share = strategy.tp * strategy.cp
+    fused = training.fusion != "none" and strategy.recompute == "none"  # fused kernels keep what min-cut keeps
+    saved = kind.saved["min-cut" if fused else strategy.recompute]
     kept_for_w = saved.weight_bytes if strategy.recompute in ("none", "min-cut") else saved.bytes
     until_b = max(0, saved.bytes - kept_for_w - kind.gradient_bytes)
     return until_b / share, (saved.bytes - until_b) / share

@@ -99,7 +99,8 @@ class Training:
     `reduce_bytes`, `gather_bytes`: per parameter on the wire in gradient reduction and in gathering. `compute`: dtype
     of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits.
     `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
-    `software`: names of `calibration.Software`'s coefficients. Frozen parameters are the model's own (`ParameterGroup.trainable`).
+    `software`: names of `calibration.Software`'s coefficients. `sequence_parallel` False: tensor parallelism as it was
+    before (all-reduces). Frozen parameters are the model's own (`ParameterGroup.trainable`).
     """
 
     optimizer: OptimizerName = "adamw"
@@ -114,6 +115,7 @@ class Training:
     flash_attention: bool = True
     attention_kernel: str = ""
     async_tp: bool = False
+    sequence_parallel: bool = True
     overlap_gradients: bool = True
     prefetch_parameters: bool = True
     software: str = ""
