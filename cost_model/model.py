@@ -112,6 +112,11 @@ class LayerKind:
             raise ValueError(f"{self.name}: positions or fused bytes that don't fit its operators")
 
     @property
+    def inputs_chain(self) -> bool:
+        """Whether hidden states enter: not so for an embedding."""
+        return any(b.role == "chain" for b in self.inputs)
+
+    @property
     def flops_forward(self) -> int:
         return sum(r.flops for r in self.forward)
 

@@ -82,11 +82,12 @@ class LayerStrategy:
         return self.tp, self.cp, self.dp, self.cp_kind if self.cp > 1 else ""
 
 
+Fusion = Literal["none", "kernels", "compiled"]
 OptimizerName = Literal["adamw", "adamw-8bit", "adamw-bf16", "sgd", "sgd-momentum"]
 OPTIMIZER_STATE_BYTES: dict[str, float] = {
     "adamw": 8, "adamw-8bit": 2.0625, "adamw-bf16": 4, "sgd": 0, "sgd-momentum": 4}
-"""Bytes of moments per parameter, master weights apart. 8-bit: two bytes and two fp32 scales per block of 128... of
-Dettmers et al., arXiv:2110.02861 (blocks of 2048 there; 256 in bitsandbytes' optimizers, 128 assumed here)."""
+"""Bytes of moments per parameter, master weights apart. 8-bit: two moments of a byte, and a fp32 scale for each block
+of 128 of both (Dettmers et al., arXiv:2110.02861, with blocks of 2048; libraries use smaller ones now)."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,11 @@ class Training:
 
     `parameter_bytes`, `gradient_bytes`, `master_bytes`: per parameter, of the copy that is computed with (or, with ZeRO
     3, sharded), of the accumulated gradient, and of the optimizer's own copy (0 where the parameters are that copy).
-    `reduce_bytes`: per parameter on the wire in gradient reduction. `compute`: dtype of products, a torch name;
-    `fp8_recipe` names how operands are scaled. `optimizer_on_trainable`: the share of parameters that train (LoRA).
+    `reduce_bytes`, `gather_bytes`: per parameter on the wire in gradient reduction and in gathering. `compute`: dtype
+    of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits.
+    `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
+    `software`: names of `calibration.Software`'s coefficients. `sequence_parallel` False: tensor parallelism as it was
+    before (all-reduces). Frozen parameters are the model's own (`ParameterGroup.trainable`).
     """
 
     optimizer: OptimizerName = "adamw"
@@ -104,11 +108,14 @@ class Training:
     gradient_bytes: float = 4
     master_bytes: float = 4
     reduce_bytes: float = 4
+    gather_bytes: float = 2
     compute: str = "bfloat16"
     fp8_recipe: str = ""
-    compiled: bool = True
+    fusion: Fusion = "compiled"
     flash_attention: bool = True
+    attention_kernel: str = ""
     async_tp: bool = False
+    sequence_parallel: bool = True
     overlap_gradients: bool = True
     prefetch_parameters: bool = True
     software: str = ""
@@ -116,7 +123,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZER_STATE_BYTES:
             raise StrategyError(f"optimizer {self.optimizer!r}; expected one of {', '.join(OPTIMIZER_STATE_BYTES)}")
-        for name in ("parameter_bytes", "gradient_bytes", "master_bytes", "reduce_bytes"):
+        for name in ("parameter_bytes", "gradient_bytes", "master_bytes", "reduce_bytes", "gather_bytes"):
             if not 0 <= getattr(self, name) <= 16:
                 raise StrategyError(f"{name} is {getattr(self, name)}; expected 0 to 16 bytes per parameter")
 
@@ -126,7 +133,7 @@ class Training:
         return OPTIMIZER_STATE_BYTES[self.optimizer] + self.master_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: what is derived from it is kept by it
 class Placement:
     """The mesh of a plan: p stages on a cluster, ranks laid out in `order`, innermost axis first. Experts take the same
     ranks: etp where tp is, ep and edp where dp is, cp flattened into them. Raises `ClusterError`."""
