@@ -74,11 +74,12 @@ class LayerPrice:
 
 
 def price_layer(kind: LayerKind, strategy: LayerStrategy, training: Training, placement: Placement,
-                calibration: Calibration, software: Software | None = None) -> LayerPrice:
-    """Price a layer captured for one micro-batch of its whole sequence. Raises `ClusterError` for groups that don't fit
-    the cluster, `KeyError` for a recomputation mode that was not captured."""
+                calibration: Calibration, software: Software | None = None,
+                compute: LayerSeconds | None = None) -> LayerPrice:
+    """Price a layer captured for one micro-batch of its whole sequence; `compute` where that is known already. Raises
+    `ClusterError` for groups that don't fit the cluster, `KeyError` for a recomputation mode that was not captured."""
     rates = Rates(placement.cluster.device, calibration, software or Software(), training)
-    compute = layer_seconds(kind, strategy, rates)
+    compute = compute or layer_seconds(kind, strategy, rates)
     cluster = _cluster(placement, calibration)
     traffic = LayerTraffic(kind, strategy, training, placement, rates, compute, cluster)
     memory = layer_memory(kind, strategy, training, owns_tied=placement.p > 1)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +76,7 @@ class Bound:
         self._least: dict[tuple[int, Content, Weights], int] = {}
         self._pooled: dict[tuple[_Pools, Weights], int] = {}
         self._paths: dict[int, list[int | None]] = {}  # interleaved: by stage
+        self._chunks: dict[int, list[list[int]]] = {}  # interleaved: chunks of a stage that are alike
         self._run_of: dict[tuple[int, int, int, int, Weights, tuple[int, ...] | None], _Run] = {}
 
     def _prefix(self, *columns: int) -> list[int]:
@@ -197,25 +198,43 @@ class Bound:
         found = self._paths.setdefault(stage, [])
         for n in range(min(self.outer.v, longer) + 1):
             if n == len(found):
-                paths = [path for extra in combinations(range(self.outer.v), n)
+                paths = [path for extra in self._longer_choices(stage, low, longer, n)
                          if (path := self._interleaved_path(stage, low, longer, extra)) is not None]
                 found.append(min(paths, default=None))
             yield found[n]
 
+    def _longer_choices(self, stage: int, low: int, longer: int, n: int) -> Iterator[tuple[int, ...]]:
+        """Which n chunks of the stage are longer, up to chunks that hold as much and contain as much."""
+        if stage not in self._chunks:
+            held = max(self.tables.held(stage), key=lambda h: sum(h.until_b) + sum(h.until_w))
+            alike: dict[object, list[int]] = {}
+            for chunk in range(self.outer.v):
+                rows = tuple(self._fewest(stage, chunk, low, longer, own) for own in (0, 1))
+                alike.setdefault((held.until_b[chunk], held.until_w[chunk], rows), []).append(chunk)
+            self._chunks[stage] = list(alike.values())
+        groups = self._chunks[stage]
+        for counts in product(*(range(min(n, len(g)) + 1) for g in groups)):
+            if sum(counts) == n:
+                yield tuple(chunk for g, k in zip(groups, counts, strict=True) for chunk in g[:k])
+
+    def _fewest(self, stage: int, chunk: int, low: int, longer: int, own: int) -> tuple[tuple[int, int], ...] | None:
+        """The least number of layers of each kind in a chunk, `own` 1 for a longer one; None where it can't be that."""
+        part = chunk * self.outer.p + stage
+        after = self.outer.parts - part - 1  # of the other longer parts, as many as fit may come before this one
+        starts = range(part * low + max(0, longer - own - after), part * low + min(part, longer - own) + 1)
+        windows = [self.counts[i + low + own] - self.counts[i] for i in starts]
+        if not windows:
+            return None
+        row = np.min(windows, axis=0)
+        return tuple((int(k), int(row[k])) for k in np.flatnonzero(row))
+
     def _interleaved_path(self, s: int, low: int, longer: int, extra: tuple[int, ...]) -> int | None:
         """The longest of the paths a and b with these chunks one longer; None where no cuts are like that."""
-        p, m = self.outer.p, self.outer.m
-        chunks = []
-        for chunk in range(self.outer.v):
-            part, own = chunk * p + s, int(chunk in extra)
-            after = self.outer.parts - part - 1  # of the other longer parts, as many as fit may come before this one
-            starts = range(part * low + max(0, longer - own - after), part * low + min(part, longer - own) + 1)
-            windows = [self.counts[i + low + own] - self.counts[i] for i in starts]
-            if not windows:
-                return None
-            row = np.min(windows, axis=0)
-            chunks.append(tuple((int(k), int(row[k])) for k in np.flatnonzero(row)))
-        content, start = tuple(chunks), s * low
+        m = self.outer.m
+        chunks = [self._fewest(s, chunk, low, longer, int(chunk in extra)) for chunk in range(self.outer.v)]
+        content, start = tuple(c for c in chunks if c is not None), s * low
+        if len(content) < len(chunks):
+            return None
         a = self.forward[start] + s * self.send_forward + self.least(s, content, Weights(m, m, 0, 1))
         b = self.turn[start] + s * self.send_turn + self.tail[1] + self.least(s, content, Weights(m, m, 0, 0))
         return max(a, b)
@@ -247,7 +266,7 @@ class Bound:
         if not totals:
             return 0
         major = max(totals, key=lambda kind: totals[kind])
-        least = {kind: self._costs(kind, weights) for kind in totals}
+        least = {kind: self.costs(kind, weights) for kind in totals}
         others = sum(n * int(least[kind].min()) for kind, n in totals.items() if kind != major)
         families = sorted((totals[major] * int(least[major][list(family)].min()) + others, family)
                           for family in self.tables.families[major])
@@ -263,7 +282,16 @@ class Bound:
             best = min(best, _least_together(parts, room))
         return INFINITE if best == math.inf else max(0, math.ceil(best * (1 - 1e-12) - 1e-6))
 
-    def _costs(self, kind: int, weights: Weights) -> Ints:
+    def least_among(self, parts: Sequence[tuple[int, int, tuple[int, ...]]]) -> float:
+        """The least busy time of (kind, layers, options) under the memory of stage 0; infinite when they don't fit."""
+        held = max(self.tables.held(0), key=lambda h: sum(h.until_b) + sum(h.until_w))
+        weights = Weights(self.outer.m, self.outer.m, self.outer.m, 1)
+        runs = [self._runs(kind, n, round(sum(held.until_b) / self.outer.v), round(sum(held.until_w) / self.outer.v),
+                           weights, ids) for kind, n, ids in parts]
+        return _least_together(runs, self.problem.capacity_bytes)
+
+    def costs(self, kind: int, weights: Weights) -> Ints:
+        """Weighted time of every option."""
         found: Ints = self.tables.options[kind][:, [FORWARD, BACKWARD, WEIGHT, TAIL]] @ np.array(weights)
         return found
 
@@ -272,7 +300,7 @@ class Bound:
         key = kind, count, until_b, until_w, weights, family
         if key not in self._run_of:
             table = self.tables.options[kind]
-            cost = self._costs(kind, weights)
+            cost = self.costs(kind, weights)
             memory = table[:, STATIC] + until_b * table[:, UNTIL_B] + until_w * table[:, UNTIL_W]
             groups = self.tables.families[kind] if family is None else (family,)
             self._run_of[key] = _union([_run(memory[list(g)], cost[list(g)], count) for g in groups])

@@ -65,6 +65,14 @@ class Large:
         step_ns, plan = self._improved(ends, starts[ends])
         return (step_ns, plan) if step_ns < below else None
 
+    def improved(self, best: tuple[int, Plan], below: int) -> tuple[int, Plan] | None:
+        """A plan faster than `below` ns from the cuts of another one, or None."""
+        found = self.plan(best[1].ends)
+        if found is None:
+            return None
+        step_ns, plan = self._improved(best[1].ends, found)
+        return (step_ns, plan) if step_ns < below else None
+
     def plan(self, ends: Ends) -> tuple[int, Plan] | None:
         """J and plan of the stages' best choices under these cuts; None where a stage does not fit."""
         choices = self._chosen(ends)

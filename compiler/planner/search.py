@@ -15,7 +15,8 @@ from ...runtime.errors import MeshwrightError
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
 from .fronts import MOST_WORK, Fronts, TooLarge
-from .large import Large
+from .layered import Layered
+from .layouts import best_of_layouts
 from .layered import Layered
 from .problem import Outer, Plan, Problem
 from .tables import Tables
@@ -70,11 +71,20 @@ class NothingFits:
 def search(problem: Problem, *, within: float = 0.0, most_work: int = MOST_WORK) -> Found | NothingFits:
     """The fastest plan. With `within` 0.01 it stops once the best plan is at most 1 % above every open bound.
     `most_work` limits the comparisons of the exact search per outer tuple; beyond, the heuristic's plan stands."""
-    run = _Run(problem, within, most_work)
+    plan, tuples, exact = search_below(problem, INFINITE, within=within, most_work=most_work)
+    if plan is None:
+        return NothingFits(tuples, exact)
+    return Found(plan, evaluate(problem, plan), tuples, exact)
+
+
+def search_below(problem: Problem, known_ns: int, *, within: float,
+                 most_work: int) -> tuple[Plan | None, tuple[Outcome, ...], bool]:
+    """(the fastest plan if it is faster than `known_ns`, what became of the tuples, whether nothing was left out)."""
+    run = _Run(problem, within, most_work, known_ns)
     run.go()
     tuples = tuple(run.done[i] for i in range(len(problem.outers)))
     if run.best is None:
-        return NothingFits(tuples, not run.inexact)
+        return None, tuples, not run.inexact
     step_ns, plan = run.best
     plan = simplest(problem, plan, step_ns)
     evaluation = evaluate(problem, plan)
@@ -82,19 +92,19 @@ def search(problem: Problem, *, within: float = 0.0, most_work: int = MOST_WORK)
         raise MeshwrightError(f"the search priced its plan at {step_ns} ns and as fitting, evaluate at "
                               f"{evaluation.step_ns} ns and {'' if evaluation.fits else 'not '}fitting",
                               do="This is a bug: please report it with the problem's JSON.")
-    return Found(plan, evaluation, tuples, not run.inexact)
+    return plan, tuples, not run.inexact
 
 
 class _Run:
-    def __init__(self, problem: Problem, within: float, most_work: int) -> None:
-        self.problem, self.within, self.most_work = problem, within, most_work
+    def __init__(self, problem: Problem, within: float, most_work: int, known_ns: int) -> None:
+        self.problem, self.within, self.most_work, self.known_ns = problem, within, most_work, known_ns
         self.best: tuple[int, Plan] | None = None
         self.done: dict[int, Outcome] = {}
         self.inexact = False
 
     @property
     def below(self) -> int:
-        return self.best[0] if self.best else INFINITE
+        return self.best[0] if self.best else self.known_ns
 
     @property
     def enough(self) -> int:
@@ -131,7 +141,7 @@ class _Run:
         self.inexact |= lower < self.below
 
     def _searched(self, i: int, bound: Bound, lower: int) -> tuple[int, Plan] | None:
-        return Large(Fronts(Tables(self.problem, self.problem.outers[i])), bound, i).best(lower, self.below)
+        return best_of_layouts(Tables(self.problem, self.problem.outers[i]), bound, i, lower, self.below)
 
     def _solve(self, i: int, bound: Bound, lower: int) -> None:
         outer = self.problem.outers[i]
