@@ -1,4 +1,4 @@
-"""The command line: `explain`, `kernels`, `model`, `plan`, `cluster`, `doctor`. `--help` imports no torch, no rich."""
+"""The command line; the commands that look at plans are in `cli_inspect.py`. `--help` imports no torch, no rich."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..runtime.errors import InvalidInputError, MeshwrightError
+from .cli_inspect import register as register_inspection
 
 app = typer.Typer(name="meshwright", no_args_is_help=True, rich_markup_mode=None, add_completion=False,
                   pretty_exceptions_enable=False, help="Compile PyTorch models and show what was done.")
@@ -140,6 +141,9 @@ def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=C
 
     found = describe(description, mesh)
     _print(found.as_dict() if as_json else found)
+
+
+register_inspection(app, lambda value: _print(value))
 
 
 @contextlib.contextmanager

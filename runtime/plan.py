@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,13 +27,14 @@ from .plan_data import (
     Name,
     Number,
     PlanData,
+    Positive,
     Text,
     digest,
     first_fault,
     read_limited,
     validated,
 )
-from .plan_layout import LayerNames, LayerRange, Mesh, Parts, Ranges, Schedule, layout_fault
+from .plan_layout import LayerNames, Mesh, Parts, Ranges, Schedule, layout_fault
 from .plan_predictions import Beaten, Certificate, Predicted
 
 if TYPE_CHECKING:
@@ -60,14 +62,15 @@ class Model(PlanData):
     """The model as a pipeline: names of its layers (modules) in order, and its parameters."""
 
     name: Name
-    parameters: Count
+    parameters: Positive
     layers: LayerNames
 
 
 class Training(PlanData):
     """Number formats and optimizer. dtypes are torch's names; `recipe` is how matrix products run ("bf16", "fp8-…").
-    `optimizer_bytes_per_parameter`: states and master weights. `padded_batch`: samples that are really computed, above
-    the global batch where micro-batches and replicas don't divide it."""
+    `optimizer_bytes_per_parameter`: states and master weights. `fusion`: element-wise operators as written, in fused
+    kernels, or compiled. `async_tp`: tensor parallelism's collectives overlap with their own products. `padded_batch`:
+    samples that are really computed, above the global batch where micro-batches and replicas don't divide it."""
 
     parameter_dtype: Name = "bfloat16"
     gradient_dtype: Name = "float32"
@@ -75,6 +78,9 @@ class Training(PlanData):
     recipe: Name = "bf16"
     optimizer: Name = "adamw"
     optimizer_bytes_per_parameter: Number = 12.0
+    fusion: Literal["none", "kernels", "compiled"] = "compiled"
+    flash_attention: bool = True
+    async_tp: bool = False
     padded_batch: Count
 
 
@@ -141,10 +147,11 @@ class Plan(PlanData):
         main = max(self.layers, key=lambda r: r.count)
         return f"{self.schedule.title} · {main.options.title}"
 
-    def stage_of(self, layers: LayerRange) -> int:
-        """The stage that holds a range of this plan."""
+    def stages_of_ranges(self) -> list[int]:
+        """The stage that holds each of the layer ranges."""
         at = {name: i for i, name in enumerate(self.model.layers)}
-        return next(p.stage for p in self.parts if at[p.first] <= at[layers.first] and at[layers.last] <= at[p.last])
+        starts = [at[p.first] for p in self.parts]
+        return [self.parts[bisect_right(starts, at[r.first]) - 1].stage for r in self.layers]
 
     def to_json(self) -> str:
         """The plan with a checksum per section, as `from_json` reads it."""

@@ -23,6 +23,7 @@ MAX_TUPLES = 100_000
 
 Amount = Annotated[int, Field(ge=0, le=10**18)]  # nanoseconds or bytes
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Positive = Annotated[int, Field(ge=1, le=10**18)]
 Degree = Annotated[int, Field(ge=1, le=1 << 24)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]

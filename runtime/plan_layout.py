@@ -87,12 +87,13 @@ class LayerOptions(PlanData):
 
 class LayerRange(PlanData):
     """`count` neighbouring layers, `first` to `last` by module name, that run the same way. `kind` is the name of what
-    they are (a layer class). A range lies within one part."""
+    they are (a layer class), `experts` how many experts each of them has. A range lies within one part."""
 
     first: Name
     last: Name
     count: Count
     kind: Name
+    experts: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     options: LayerOptions
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .plan_data import MAX_LAYERS, MAX_TUPLES, Amount, Amounts, Count, Name, Number, PlanData, Share, Text
+from .plan_data import MAX_LAYERS, MAX_TUPLES, Amount, Amounts, Name, Number, PlanData, Positive, Share, Text
 
 
 class StageCosts(PlanData):
@@ -80,7 +80,7 @@ class Predicted(PlanData):
 
     kind: Literal["prediction"] = "prediction"
     writer: Name
-    step_time_ns: Count
+    step_time_ns: Positive
     tokens_per_s: Number
     mfu: Share | None = None
     error_band: ErrorBand | None = None
@@ -158,7 +158,7 @@ class Beaten(PlanData):
 
     family: Name
     title: Text
-    step_time_ns: Count | None
+    step_time_ns: Positive | None
     missing_bytes: Amount = 0
     binding: Text
     near_tie: bool = False

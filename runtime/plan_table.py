@@ -7,9 +7,11 @@ rich: markup in a name stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .plan_data import Name
+from .plan_layout import LayerOptions
 from .plan_predictions import Beaten, Predicted
 
 if TYPE_CHECKING:
@@ -80,20 +82,61 @@ def footnotes(plan: Plan) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class LayerGroup:
+    """Neighbouring ranges, over stages and chunks, that are of one kind and run the same way."""
+
+    stages: tuple[int, ...]
+    first: str
+    last: str
+    count: int
+    kind: str
+    options: LayerOptions
+    compute_ns: int
+    exposed_ns: int
+    memory_bytes: int
+    low_confidence: str
+
+    @property
+    def layers(self) -> str:
+        return self.first if self.first == self.last else f"{self.first} … {self.last}"
+
+    @property
+    def where(self) -> str:
+        """`0`, `0–3` or `0, 2`."""
+        stages = sorted(set(self.stages))
+        if len(stages) > 2 and stages == list(range(stages[0], stages[-1] + 1)):
+            return f"{stages[0]}–{stages[-1]}"
+        return ", ".join(map(str, stages))
+
+
+def layer_groups(plan: Plan) -> list[LayerGroup]:
+    """The plan's strategy in as few rows as it has changes."""
+    found: list[LayerGroup] = []
+    for r, p, stage in zip(plan.layers, plan.predicted.layers, plan.stages_of_ranges(), strict=True):
+        g = LayerGroup((stage,), r.first, r.last, r.count, r.kind, r.options, p.compute_ns, sum(p.exposed_ns.values()),
+                   sum(p.memory_bytes.values()), p.low_confidence)
+        before = found[-1] if found else None
+        if before and (before.kind, before.options, before.low_confidence) == (g.kind, g.options, g.low_confidence):
+            found[-1] = replace(before, stages=(*before.stages, stage), last=g.last, count=before.count + g.count,
+                                compute_ns=before.compute_ns + g.compute_ns,
+                                exposed_ns=before.exposed_ns + g.exposed_ns,
+                                memory_bytes=before.memory_bytes + g.memory_bytes)
+        else:
+            found.append(g)
+    return found
+
+
 def strategy_table(plan: Plan) -> Table:
-    """A row per layer range; equal ranges of neighbouring stages are one row."""
-    rows: list[list[Any]] = []
-    for r, p in zip(plan.layers, plan.predicted.layers, strict=True):
-        stage, mark = plan.stage_of(r), "low confidence" if p.low_confidence else ""
-        row = [stage, stage, r.first, r.last, r.count, r.kind, r.options.title, p.compute_ns,
-               sum(p.exposed_ns.values()), sum(p.memory_bytes.values()), mark]
-        rows.append(row)
-    table = _table("strategy per layer range, ms per step and GiB per GPU (predicted)",
-                   ("stage", "layers", "count", "kind", "strategy"), ("compute", "exposed", "memory"), ("",))
-    for stage, _, first, last, count, kind, title, compute, exposed, memory, mark in rows:
-        names = first if first == last else f"{first} … {last}"
-        table.add_row(*map(_text, (str(stage), names, str(count), kind, title, _ms(compute), _ms(exposed),
-                                   f"{memory / GIB:.2f}", mark)))
+    """A row per group of layers; numbers are of one layer of it, on average."""
+    groups = layer_groups(plan)
+    doubt = ("",) if any(g.low_confidence for g in groups) else ()
+    table = _table("strategy; one layer's ms per step and GiB per GPU (predicted)",
+                   ("stage", "layers", "count", "kind", "strategy"), ("compute", "exposed", "memory"), doubt)
+    for g in groups:
+        numbers = (_ms(g.compute_ns / g.count), _ms(g.exposed_ns / g.count), f"{g.memory_bytes / g.count / GIB:.2f}")
+        mark = ("low confidence" if g.low_confidence else "",) if doubt else ()
+        table.add_row(*map(_text, (g.where, g.layers, str(g.count), g.kind, g.options.title, *numbers, *mark)))
     return table
 
 
@@ -178,5 +221,5 @@ def _text(value: str) -> Any:
     return Text(value)
 
 
-def _ms(ns: int) -> str:
+def _ms(ns: float) -> str:
     return f"{ns / 1e6:,.1f}" if ns else "-"

@@ -109,3 +109,34 @@ def beaten(step_ns: int) -> tuple[Beaten, ...]:
             Beaten(family="interleaved", title="pp 2 × 2 chunks", step_time_ns=step_ns * 101 // 100,
                    binding="busy time of stage 1", near_tie=True),
             Beaten(family="pp 4", title="pp 4 · tp 2", step_time_ns=step_ns * 12 // 10, binding="bubble"))
+
+
+def uniform(*, pp: int = 2, chunks: int = 1, schedule: str = "1f1b", micro_batches: int = 8, replica: int = 1,
+            blocks: int = 8, experts: int = 0, mesh: dict[str, Any] | None = None,
+            training: dict[str, Any] | None = None, seq: int = 4096, around: dict[str, Any] | None = None,
+            batch: int | None = None, **changed: Any) -> Plan:
+    """A plan whose layers share their options (`around`: those of embedding and head differ), blocks spread evenly."""
+    shared = options(**changed)
+    outer = shared.model_copy(update=around or {})
+    names = layer_names(blocks)
+    parts, ranges = [], []
+    ends = [round(blocks * (k + 1) / (pp * chunks)) for k in range(pp * chunks)]
+    for k, (a, b) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
+        first, last = names[a + 1] if k else names[0], names[b] if k + 1 < pp * chunks else names[-1]
+        parts.append(Part(stage=k % pp, chunk=k // pp, first=first, last=last))
+        if k == 0:
+            ranges.append(LayerRange(first=names[0], last=names[0], count=1, kind="embedding", options=outer))
+        ranges.append(LayerRange(first=names[a + 1], last=names[b], count=b - a, kind="Block", experts=experts,
+                                 options=shared))
+    ranges.append(LayerRange(first=names[-1], last=names[-1], count=1, kind="head", options=outer))
+    order = Order(schedule, pp, micro_batches, chunks)  # type: ignore[arg-type]
+    costs = [Costs((4 * MS,) * chunks, (4 * MS,) * chunks, (3 * MS,) * chunks, MS, MS, 5 * MS, 2 * MS)] * pp
+    samples = replica * shared.dp
+    return plan(
+        model=Model(name="tiny", parameters=10**9, layers=names), parts=tuple(parts), layers=tuple(ranges),
+        mesh=Mesh(**{"gpus": pp * shared.gpus, "gpus_per_node": 8, "pp": pp, **(mesh or {})}),
+        ask=Ask(model="tiny", cluster="1x8 h100-sxm", seq=seq, global_batch=batch or micro_batches * samples),
+        schedule=Schedule(name=schedule, stages=pp, chunks=chunks, micro_batches=micro_batches,
+                          micro_batch_samples=samples),
+        training=Training(**{"padded_batch": micro_batches * samples, **(training or {})}),
+        predicted=predicted(order, costs, len(ranges)))
