@@ -139,15 +139,16 @@ FIXED_BYTES = 2e9
 
 
 def cuts(layers: int, p: int, v: int) -> tuple[int, ...]:
-    """Where parts end: the layers between embedding and head spread evenly, as Megatron-LM does; what is left over goes
-    to the first parts. Embedding and head join the first and the last part."""
+    """Where parts end: the layers between embedding and head spread evenly, as Megatron-LM does, embedding and head with
+    the first and the last part; where that leaves a rest, embedding and head count as layers."""
     parts = p * v
     if parts == 1:
         return (layers,)
     inner = layers - 2
-    sizes = [inner // parts + (i < inner % parts) for i in range(parts)]
-    sizes[0] += 1
-    sizes[-1] += 1
+    if inner % parts:  # embedding and head count as layers, as with account_for_embedding_in_pipeline_split
+        sizes = [layers // parts + (i < layers % parts) for i in range(parts)]
+    else:
+        sizes = [inner // parts + (i in (0, parts - 1)) for i in range(parts)]
     ends = [sum(sizes[:i + 1]) for i in range(parts)]
     return tuple(ends)
 

@@ -125,10 +125,10 @@ QWEN3_235B = _json(
     model_type="qwen3_moe", num_hidden_layers=94, hidden_size=4096, intermediate_size=12288, moe_intermediate_size=1536,
     num_attention_heads=64, num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
     norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=151936, max_position_embeddings=40960)
-GPT_OSS_120B = _json(
-    model_type="gpt_oss", num_hidden_layers=36, hidden_size=2880, intermediate_size=2880, num_attention_heads=64,
-    num_key_value_heads=8, head_dim=64, num_local_experts=128, num_experts_per_tok=4, vocab_size=201088,
-    max_position_embeddings=131072)
+GPT_OSS_120B = _json(  # with fused attention over whole sequences; half of the model's layers see 128 tokens
+    model_type="qwen3_moe", num_hidden_layers=36, hidden_size=2880, intermediate_size=2880, moe_intermediate_size=2880,
+    num_attention_heads=64, num_key_value_heads=8, head_dim=64, num_experts=128, num_experts_per_tok=4,
+    norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=201088, max_position_embeddings=131072)
 DEEPSEEK_V3 = _json(
     model_type="deepseek_v3", num_hidden_layers=61, hidden_size=7168, intermediate_size=18432,
     moe_intermediate_size=2048, num_attention_heads=128, num_key_value_heads=128, q_lora_rank=1536, kv_lora_rank=512,
@@ -143,7 +143,7 @@ MEGATRON_2021 = Training(fusion="kernels", flash_attention=False, overlap_gradie
                          gradient_bytes=4, reduce_bytes=4, sequence_parallel=False)
 MEGATRON_CORE = Training(fusion="kernels", gradient_bytes=4, reduce_bytes=4, attention_kernel="cudnn")
 FSDP1 = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="none",
-                 attention_kernel="flash-2")
+                 attention_kernel="triton")
 TORCHTITAN = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="compiled",
                       attention_kernel="flash-2")
 
@@ -159,7 +159,7 @@ def _megatron_2021() -> Iterator[Row | Excluded]:
             flops = 96 * batch * seq * layers * hidden**2 * (
                 1 + seq / (6 * hidden) + vocabulary / (16 * layers * hidden))
             yield Row(Run(gpt(layers, hidden, heads, seq, vocabulary, 0.1), seq, "a100-80", gpus // 8, 8, batch,
-                          replace(MEGATRON_2021, software=name[-11:-4]), None, tp, mp // tp, v=None if mp > tp else 1,
+                          replace(MEGATRON_2021, software="megatron-2021-01" if "jan" in name else "megatron-2021-04"), None, tp, mp // tp, v=None if mp > tp else 1,
                           recompute="full"),
                       name, "megatron-2021", "gpt", "bf16", False,
                       flops / (float(r["achieved_tflops_per_gpu"]) * 1e12 * gpus), generation=name)
@@ -173,7 +173,7 @@ def _llmfoundry() -> Iterator[Row | Excluded]:
         seq, gpus = int(r["SeqLen (T)"]), int(r["# GPUs"])
         gpu = {"h100_80gb": "h100-sxm", "a100_80gb": "a100-80", "a100_40gb": "a100-40"}[r["GPU"]]
         pure, fp8 = r["MP Mode"] == "PURE", r["Precision"] == "amp_fp8"
-        training = replace(FSDP1, reduce_bytes=2 if pure else 4, fp8_recipe="delayed" if fp8 else "")
+        training = replace(FSDP1, software="composer-2023", reduce_bytes=2 if pure else 4, fp8_recipe="delayed" if fp8 else "")
         batch, micro_batch = int(r["GlobalBatchSize"]), int(r["MicroBatchSize"])
         if batch != gpus * micro_batch * int(r["GradAccum"]):
             yield Excluded(name, "batch is not GPUs · micro-batch · accumulation")
@@ -191,7 +191,7 @@ def _torchtitan() -> Iterator[Row | Excluded]:
     for r in _read(name):
         gpus, seq, tp = int(r["gpus"]), int(r["seq"]), int(r["tp"])
         gpu = "h200" if r["gpu"] == "H200" else "h100-96-hbm2e"
-        training = replace(TORCHTITAN, fp8_recipe=recipes[r["precision"]], async_tp=r["extra"].lower() == "asynctp")
+        training = replace(TORCHTITAN, software="torchtitan", fp8_recipe=recipes[r["precision"]], async_tp=r["extra"].lower() == "asynctp")
         size = "8b" if r["model"].endswith("8B") else "70b"
         yield Row(Run(LLAMA3[size], seq, gpu, gpus // 8, 8, int(r["global_batch"]), training, int(r["local_batch"]), tp,
                       int(r["pp"]), int(r["cp"]), zero=3,
@@ -208,7 +208,7 @@ def _simumax() -> Iterator[Row | Excluded]:
                       int(r["vocab"]))
         dp, m, b = int(r["dp"]), int(r["num_microbatches"]), int(r["microbatch"])
         seq = int(r["seq"].split()[0])
-        yield Row(Run(model, seq, "b200", 1, 8, dp * m * b, MEGATRON_CORE, b, int(r["tp"]), int(r["pp"]), int(r["cp"]),
+        yield Row(Run(model, seq, "b200", 1, 8, dp * m * b, replace(MEGATRON_CORE, software="megatron-core"), b, int(r["tp"]), int(r["pp"]), int(r["cp"]),
                       zero=1),
                   name, "simumax", r["model"], "bf16", False, float(r["real_step_ms"]) / 1e3,
                   peak_bytes=float(r["real_alloc_GiB"]) * GIB, generation="v1.2")
@@ -246,7 +246,7 @@ def _bridge_row(r: dict[str, str]) -> Row:
     gpus, moe = int(r["gpus"]), family not in ("llama3",)
     recipe = BRIDGE_RECIPES[r["precision"]]
     run = Run(model, int(r["seq"]), gpu, gpus // per_node, per_node, int(r["gbs"]),
-              replace(MEGATRON_CORE, fp8_recipe=recipe, async_tp=number["tp"] > 1 and not moe), int(r["mbs"]),
+              replace(MEGATRON_CORE, fp8_recipe=recipe, software="nemo-25" if r["container"][:2] == "25" else "nemo-26", async_tp=number["tp"] > 1 and not moe), int(r["mbs"]),
               number["tp"], number["pp"], number["cp"], number["ep"] if moe else 1, 1, number["vp"],
               3 if r["fsdp"] not in ("", "0") else 1, None)
     return Row(run, "megatron_bridge.csv", "megatron-bridge", family, "fp8" if recipe else "bf16", moe,

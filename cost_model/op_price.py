@@ -15,6 +15,11 @@ from .strategy import Training
 FP8 = "float8_e4m3fn"
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "tfloat32": 4, "bfloat16": 2, "float16": 2, FP8: 1, "float8_e5m2": 1}
 QUANTIZE_BYTES = 4  # of an operand's element: read in 16 bit, written in 8 bit for both orders that the passes need
+AMPERE_KERNELS = frozenset(("flash-2", "triton"))
+WARPGROUP_DEVICES = frozenset(("h100-sxm", "h100-pcie", "h200", "h100-96-hbm2e", "b200", "gb200"))
+MMA_OF_WARPGROUP_PEAK = 0.63
+"""Kernels made of Ampere's instructions (mma) reach 62.9 % of Hopper's peak, for which its own (wgmma) are needed: Luo
+et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking", arXiv:2402.13499."""
 UNFUSED_SCORE_BYTES, UNFUSED_SCORE_GRADIENT_BYTES = 13, 21
 """Bytes that attention without a fused kernel moves per score, in 16 bit with dropout: the scores are written (2), the
 fused softmax reads and writes (4), dropout reads, writes and keeps a mask (5), the second product reads (2). Backward:
@@ -69,7 +74,10 @@ class Rates:
         c, s = self.calibration, self.software
         if not self.training.flash_attention:
             return self._written_out_s(scores, head_size, backward)
-        efficiency = c.attention_efficiency * s.attention.get(self.training.attention_kernel, 1.0)
+        kernel = self.training.attention_kernel
+        efficiency = c.attention_efficiency * s.attention.get(kernel, 1.0)
+        if kernel in AMPERE_KERNELS and self.device.name in WARPGROUP_DEVICES:
+            efficiency *= MMA_OF_WARPGROUP_PEAK
         if backward:
             efficiency *= s.attention_backward
         math_s = flops / (self.device.peak(self.training.compute) * efficiency)
