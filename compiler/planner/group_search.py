@@ -58,41 +58,53 @@ class GroupSearch:
         self.exact = True
 
     def run(self) -> Searched:
-        """Search everything."""
+        """Search everything: the most promising groups first, as far as a bound of their simplest schedule tells."""
         groups = list(self.space.groups())
-        bounds = {group: self._relaxed(group) for group in groups}
-        for group in sorted(groups, key=lambda g: (bounds[g], groups.index(g))):
-            self._visit(group, bounds[group])
+        hopes = {group: self._relaxed(group) for group in groups}
+        for group in sorted(groups, key=lambda g: (hopes[g], groups.index(g))):
+            self._visit(group, hopes[group])
         return self._assembled(groups)
+
+    @property
+    def _below(self) -> int:
+        return self.best[0] if self.best else INFINITE
 
     @property
     def _enough(self) -> int:
         return math.ceil(self.best[0] * (1 - self.within)) if self.best else INFINITE
 
     def _relaxed(self, group: Group) -> int:
-        """A bound of the group from relaxed tables, which are kept until better ones are needed."""
+        """What the group's simplest schedule could reach by its relaxed tables; these are kept until better ones are
+        needed."""
         tables = self.tables[group] = self.pricer.relaxed(group)
         outers = tables.outers(self.space)
-        if not outers:
-            return INFINITE
-        bound = Bound(self.problem(outers[:1]), outers[0])
-        return bound.quick() if bound.fits() else INFINITE
+        return Bound(self.problem(outers[:1]), outers[0]).lower_bound(relative=0.01) if outers else INFINITE
 
-    def _visit(self, group: Group, lower: int) -> None:
+    def _visit(self, group: Group, hope: int) -> None:
         outers = self.tables[group].outers(self.space)
-        if lower >= self._enough:
-            status = "infeasible" if lower >= INFINITE else "bounded"
-            self.exact &= lower >= (self.best[0] if self.best else INFINITE)
-            self.outcomes[group] = [Outcome(i, status, lower) for i in range(len(outers))]  # type: ignore[arg-type]
-            return
-        tables = self.tables[group] = self.pricer.full(group)
-        problem = self.problem(tables.outers(self.space))
-        known = self.best[0] if self.best else INFINITE
-        plan, outcomes, exact = search_below(problem, known, within=self.within, most_work=self.most_work)
-        self.exact &= exact
-        self.outcomes[group] = list(outcomes)
-        if plan is not None:
-            self.best = evaluate(problem, plan).step_ns, group, plan.outer, plan
+        bounds = [INFINITE if hope >= INFINITE else self._bound(outer) for outer in outers]
+        open_ = [i for i, lower in enumerate(bounds) if lower < self._enough]
+        outcomes = {i: self._closed(i, lower) for i, lower in enumerate(bounds) if i not in open_}
+        if open_:
+            tables = self.tables[group] = self.pricer.full(group)
+            priced = tables.outers(self.space)
+            problem = self.problem([priced[i] for i in open_])
+            plan, searched, exact = search_below(problem, self._below, within=self.within, most_work=self.most_work)
+            self.exact &= exact
+            outcomes |= {open_[o.index]: replace(o, index=open_[o.index]) for o in searched}
+            if plan is not None:
+                self.best = evaluate(problem, plan).step_ns, group, open_[plan.outer], plan
+        self.outcomes[group] = [outcomes[i] for i in range(len(outers))]
+
+    def _bound(self, outer: Outer) -> int:
+        bound = Bound(self.problem([outer]), outer)
+        return bound.lower_bound(self._enough, relative=0.001) if bound.fits() else INFINITE
+
+    def _closed(self, index: int, lower: int) -> Outcome:
+        if lower >= INFINITE:
+            return Outcome(index, "infeasible", INFINITE)
+        self.exact &= lower >= self._below
+        return Outcome(index, "bounded", lower)
 
     def problem(self, outers: Sequence[Outer]) -> Problem:
         """The problem of these outer tuples."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from ...cost_model.calibration import Calibration, Software
@@ -29,6 +30,7 @@ from ...cost_model.layer_price import (
     transfer_price,
 )
 from ...cost_model.op_price import Rates
+from ...cost_model.schedules import Schedule, ScheduleName
 from ...cost_model.strategy import LayerStrategy, Placement, Training
 from .captured import ModelAtAnyBatch
 from .problem import Option, Outer, Reshard, Transfer
@@ -57,12 +59,20 @@ class GroupTables:
     relaxed: bool = False
 
     def outers(self, space: Space) -> list[Outer]:
-        """An outer tuple per schedule. Values were made by the cost model: nothing is checked again."""
-        options = tuple(tuple(c.option for c in own) for own in self.choices)
+        """An outer tuple per schedule."""
+        return [self.outer(name, v) for name, v in space.schedules(self.group)]
+
+    def outer(self, schedule: ScheduleName, v: int) -> Outer:
+        """The outer tuple of a schedule. The cost model's own values are not checked again. Raises `ValueError` for
+        sizes that the schedule does not allow."""
+        Schedule(schedule, self.group.p, self.group.m, v)
         label = ", ".join(word for word in (self.group.label, "relaxed" if self.relaxed else "") if word)
-        return [Outer.model_construct(p=self.group.p, v=v, schedule=name, m=self.group.m, label=label, options=options,
-                                      reshard=self.reshard, transfer=self.transfer)
-                for name, v in space.schedules(self.group)]
+        return Outer.model_construct(p=self.group.p, v=v, schedule=schedule, m=self.group.m, label=label,
+                                     options=self._options, reshard=self.reshard, transfer=self.transfer)
+
+    @cached_property
+    def _options(self) -> tuple[tuple[Option, ...], ...]:
+        return tuple(tuple(c.option for c in own) for own in self.choices)
 
 
 class Pricer:
@@ -116,7 +126,7 @@ class Pricer:
         above is dropped."""
         layouts = self.space.layouts(self.placement(group).stage_gpus, group.m)
         choices = tuple(tuple(self._choices(kind, layouts, group)) for kind in range(len(self.space.kinds)))
-        return GroupTables(group, layouts, choices, *self._moves(layouts, group))
+        return GroupTables(group, layouts, choices, *self.moves(layouts, group))
 
     def relaxed(self, group: Group) -> GroupTables:
         """See the top of this file."""
@@ -195,8 +205,9 @@ class Pricer:
                 saved_until_w_bytes=math.floor(min(m.saved_until_w_bytes for m in held)),
                 layout_in=index, layout_out=index), base)
 
-    def _moves(self, layouts: Sequence[Layout], group: Group) -> tuple[tuple[tuple[Reshard, ...], ...],
-                                                                       tuple[tuple[Transfer, ...], ...]]:
+    def moves(self, layouts: Sequence[Layout], group: Group) -> tuple[tuple[tuple[Reshard, ...], ...],
+                                                                      tuple[tuple[Transfer, ...], ...]]:
+        """Re-sharding and transfers from every layout to every one."""
         placement = self.placement(group)
         strategies = [LayerStrategy(o.tp, o.cp, o.dp, cp_kind=o.cp_kind) for o in layouts]
         sizes = [self._hidden_bytes(self.samples(o, group.m)) for o in layouts]

@@ -129,10 +129,10 @@ class _Run:
                 self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
             else:
                 lower = max(lower, bounds[i].lower_bound(self.enough, COARSE))
-                if lower >= INFINITE or (self.best is None and not bounds[i].fits()):
+                if lower >= INFINITE or (self.below >= INFINITE and not bounds[i].fits()):
                     self.done[i] = Outcome(i, "infeasible", INFINITE)
                 else:
-                    if self.best is None:
+                    if self.below >= INFINITE:
                         self.best = self._searched(i, bounds[i], lower)
                     heapq.heappush(queue, (lower, i, True))
 

@@ -105,7 +105,7 @@ class Group(NamedTuple):
 
     @property
     def label(self) -> str:
-        return "" if self.order == ORDER else "pp innermost"
+        return "" if self.order == ORDER else "pp innermost" if self.order == INNERMOST_PIPELINE else "-".join(self.order)
 
 
 @dataclass
