@@ -114,9 +114,6 @@ def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=C
     _print(found.as_dict() if as_json else found)
 
 
-register_planning(app, lambda value: _print(value), lambda what: progress(what))
-register_inspection(app, lambda value: _print(value))
-
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[None]:
@@ -148,6 +145,10 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise InvalidInputError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+register_planning(app, _print, progress)
+register_inspection(app, _print, progress)
 
 
 def main() -> None:

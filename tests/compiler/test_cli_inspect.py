@@ -40,7 +40,10 @@ def test_show(run: Run, saved: Path, tmp_path: Path) -> None:
     assert (code, err) == (0, "") and "tiny on 8 GPUs" in out and "limit" in out and "bubble" in out
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     code, out, _ = run("show", saved, "--json")
-    assert code == 0 and json.loads(out)["plan"]["mesh"]["pp"] == 2
+    data = json.loads(out)
+    assert code == 0 and data["plan"]["mesh"]["pp"] == 2 and data["priced_again"] is False
+    assert "the predictions are the file's" in data["notes"][0] and "'tiny'" in data["notes"][0]
+    assert json.loads(run("show", saved, "--json", "--stored")[1])["notes"] == []
 
 
 def test_show_what_does_not_fit_exits_with_3(run: Run, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_costs_that_do_not_make_the_step_are_noted(tmp_path: Path) -> None:
         forward_ns=(10**9,), input_gradient_ns=(1,), weight_gradient_ns=(1,))})
     stages = (one, made.predicted.stages[1])
     plan(predicted=made.predicted.model_copy(update={"stages": stages})).save(tmp_path / "p.json")
-    assert "not the 0.132 s predicted: price it again" in open_plan(tmp_path / "p.json").notes[0]
+    assert "not the 0.132 s predicted: don't rely on it" in open_plan(tmp_path / "p.json").notes[0]
 
 
 def test_edited_plans_need_a_word(tmp_path: Path) -> None:

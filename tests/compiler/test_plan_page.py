@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from meshwright.compiler.plan_files import Shown
-from meshwright.compiler.plan_page import plan_page
+from meshwright.compiler.plan_page import _families, plan_page
 from meshwright.runtime.plan import Plan
 from meshwright.runtime.plan_predictions import Beaten, TupleResult
 
@@ -60,7 +60,7 @@ def test_everything_is_on_the_page() -> None:
                    "MFU 41.0%", "recompute full", "limit 72 GiB", "exposed all-gather", "reduce-scatter", "bubble",
                    "optimizer", "activations", "gap", "pure data parallel", "3.00 GiB missing",
                    "equal within the error band", "3 does not divide 32 heads", "p=8 v=1 1f1b m=8", "prediction",
-                   "not runnable yet", "the stages&#39; costs differ", "--no-cp", "meshwright why plan.json --verify"):
+                   "not runnable yet", "the stages&#39; costs differ", "--cp 1", "meshwright why plan.json --verify"):
         assert wanted in text, wanted
     assert "Does not fit" not in text
 
@@ -70,6 +70,13 @@ def test_a_plan_that_does_not_fit_says_so() -> None:
     stages = tuple(s.model_copy(update={"limit_bytes": 40 * GIB}) for s in made.predicted.stages)
     text = page(plan(predicted=made.predicted.model_copy(update={"stages": stages})))
     assert "Does not fit" in text and "stage 0 lacks 8.00 GiB above its limit of 40.00 GiB" in text
+
+
+def test_families_of_the_search() -> None:
+    rows = _families(plan())
+    assert [r[:3] for r in rows] == [["2", "1f1b", "1"], ["4", "1f1b", "1"], ["8", "1f1b", "1"], ["1", "gpipe", "1"]]
+    assert rows[0][4:] == ["132 ms", "+0.0%"] and rows[2][4] == "-" and rows[3][3] == "nothing fits"
+    assert "Best by pipeline degree" in page(plan())
 
 
 def test_a_plan_without_search_has_no_empty_sections() -> None:
