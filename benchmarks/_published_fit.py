@@ -28,6 +28,7 @@ DEVICE_PRIORS = {  # name: (value, standard deviation of its logarithm)
     "overlap_loss": (0.15, 0.7)}
 SOFTWARE_PRIORS = {
     "attention_backward": (0.8, 0.15), "eager_op_s": (5e-6, 0.5), "async_tp": (0.8, 0.3),
+    "expert_overlap": (0.3, 0.7), "expert_pass_s": (3e-4, 0.7),
     "fp8.tensorwise": (0.8, 0.2), "fp8.rowwise": (0.7, 0.3), "fp8.mxfp8": (0.8, 0.2), "fp8.delayed": (0.8, 0.2),
     "attention.triton": (0.8, 0.3), "attention.flash-2": (1.0, 0.15),
     "generation.megatron-2021-04": (1.0, 0.1), "generation.megatron-2021-01": (1.0, 0.1),
@@ -120,7 +121,7 @@ def _matters(name: str, run: Run) -> bool:
     uses = {"fp8": t.fp8_recipe, "attention": t.attention_kernel, "generation": t.software}
     if key:
         return uses[group] == key
-    return {"async_tp": t.async_tp, "eager_op_s": t.fusion != "compiled"}.get(name, True)
+    return {"async_tp": t.async_tp, "expert_overlap": run.ep > 1, "expert_pass_s": run.ep > 1, "eager_op_s": t.fusion != "compiled"}.get(name, True)
 
 
 def _device(gpu: str) -> str:

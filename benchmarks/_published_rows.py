@@ -246,7 +246,7 @@ def _bridge_row(r: dict[str, str]) -> Row:
     gpus, moe = int(r["gpus"]), family not in ("llama3",)
     recipe = BRIDGE_RECIPES[r["precision"]]
     run = Run(model, int(r["seq"]), gpu, gpus // per_node, per_node, int(r["gbs"]),
-              replace(MEGATRON_CORE, fp8_recipe=recipe, software="nemo-25" if r["container"][:2] == "25" else "nemo-26", async_tp=number["tp"] > 1 and not moe), int(r["mbs"]),
+              replace(MEGATRON_CORE, fp8_recipe=recipe, software="nemo-25" if r["container"][:2] == "25" else "nemo-26", async_tp=number["tp"] > 1 and not moe, dispatch="once per node"), int(r["mbs"]),
               number["tp"], number["pp"], number["cp"], number["ep"] if moe else 1, 1, number["vp"],
               3 if r["fsdp"] not in ("", "0") else 1, None)
     return Row(run, "megatron_bridge.csv", "megatron-bridge", family, "fp8" if recipe else "bf16", moe,

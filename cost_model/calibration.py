@@ -73,11 +73,15 @@ class Software:
     backward kernel over the forward's. `fp8`: fraction of gemm_efficiency that fp8 products reach, by recipe;
     `generation`: seconds of computation over those of the reference, by stack; `eager_op_s`: one operator through the
     dispatcher, hidden behind the GPU's work where that is longer; `async_tp`: the part of tensor-parallel communication
-    that products can hide; `attention`: efficiency by kernel."""
+    that products can hide; `expert_overlap`: the part of a layer's pass that hides rows on their way to experts;
+    `expert_pass_s`: what sorting rows by experts costs the host in a pass, when row counts have to come back from the
+    GPU; `attention`: efficiency by kernel."""
 
     attention_backward: float = 0.8
     eager_op_s: float = 5e-6
     async_tp: float = 0.8
+    expert_overlap: float = 0.3
+    expert_pass_s: float = 3e-4
     fp8: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     generation: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     attention: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
