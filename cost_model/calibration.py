@@ -20,9 +20,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from .cluster import Cluster, LinkLevel
 
+T = TypeVar("T")
 FOLDER = Path(__file__).parent / "calibrations"
 FAMILY = {"a100-40": "a100-80", "h100-pcie": "h100-sxm", "h200": "h100-sxm", "h100-96-hbm2e": "h100-sxm",
           "b200": "b200", "gb200": "b200", "v100": "a100-80", "rtx-4090": "a100-80"}
@@ -96,11 +98,26 @@ def calibration_for(device: str) -> Calibration:
     return Calibration(device)
 
 
+def committed_software() -> Software:
+    """The committed coefficients of software, else the defaults above."""
+    path = FOLDER / "software.json"
+    return software_from_json(path.read_text()) if path.is_file() else Software()
+
+
 def calibration_from_json(text: str) -> Calibration:
     """Raises `ValueError`, in one sentence, for anything but what `--refit` writes."""
+    return _from_json(Calibration, "calibration", text)
+
+
+def software_from_json(text: str) -> Software:
+    """Raises `ValueError`, in one sentence, for anything but what `--refit` writes."""
+    return _from_json(Software, "software", text)
+
+
+def _from_json(kind: type[T], key: str, text: str) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Calibration).validate_python(json.loads(text)["calibration"])
+        return TypeAdapter(kind).validate_python(json.loads(text)[key])
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a calibration: {str(error).splitlines()[0]}") from None
