@@ -83,8 +83,8 @@ def write(made: Fitted) -> list[Path]:
     documents: dict[str, dict[str, object]] = {d: {"calibration": asdict(c)} for d, c in made.calibrations.items()}
     for name, document in {**documents, "software": {"software": asdict(made.software)}}.items():
         paths.append(FOLDER / f"{name}.json")
-        paths[-1].write_text(json.dumps({"fitted_by": "benchmarks/costmodel_published.py --refit", **document}, indent=1,
-                                        sort_keys=True) + "\n")
+        whole = {"fitted_by": "benchmarks/costmodel_published.py --refit", **document}
+        paths[-1].write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
     return paths
 
 
@@ -149,7 +149,9 @@ def _matters(name: str, run: Run) -> bool:
     uses = {"fp8": t.fp8_recipe, "attention": t.attention_kernel, "generation": t.software}
     if key:
         return uses[group] == key
-    return {"async_tp": t.async_tp, "expert_overlap": run.ep > 1, "expert_pass_s": run.ep > 1, "eager_op_s": t.fusion != "compiled"}.get(name, True)
+    used = {"async_tp": t.async_tp, "expert_overlap": run.ep > 1, "expert_pass_s": run.ep > 1,
+            "eager_op_s": t.fusion != "compiled"}
+    return used.get(name, True)
 
 
 def chip(gpu: str) -> str:

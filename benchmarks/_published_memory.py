@@ -23,8 +23,9 @@ from benchmarks._published_rows import MEGATRON_CORE, Run, _read, all_rows, gpt
 OTHER_WORKSPACES_BYTES = 70e6
 """What else stays allocated in those tests beside cuBLAS' workspace: Transformer Engine's, the loader's batches."""
 CUBLAS_WORKSPACE_BYTES = {"a100-80": 8.1e6, "h100-sxm": 33.6e6, "gb200": 33.6e6}  # torch's defaults by architecture
-UNDESCRIBED = re.compile("mla|grpo|offload|fsdp|muon|frozen|swiglu|z3|lora|modelopt|mtp|account_for|untie|zp|inference|quant|fp8|mxfp8|nvfp4|hybrid|release|rope|cross_entropy|dp_last|defer"
-                         "|memory_speed|multi_dist|1node")
+UNDESCRIBED = re.compile("mla|grpo|offload|fsdp|muon|frozen|swiglu|z3|lora|modelopt|mtp|account_for|untie|zp|inference"
+                         "|quant|fp8|mxfp8|nvfp4|hybrid|release|rope|cross_entropy|dp_last|defer|memory_speed"
+                         "|multi_dist|1node")
 GPUS = {"a100": "a100-80", "h100": "h100-sxm", "gb200": "gb200"}
 GIB = 2**30
 

@@ -1,12 +1,12 @@
 """The cost model against training runs that others published.
 
-    python benchmarks/costmodel_published.py            leave-one-out fits; writes benchmarks/results/costmodel_published.json
+    python benchmarks/costmodel_published.py            leave-one-out fits; writes results/costmodel_published.json
     python benchmarks/costmodel_published.py --quick    the committed calibrations on every tenth row; writes nothing
     python benchmarks/costmodel_published.py --refit    fits all rows and rewrites cost_model/calibrations/*.json
 
-Data and sources: benchmarks/data/published_runs. A prediction sees a model's configuration, a cluster, a layout and what
-is documented about the training stack, never a table's or row's name. What was not published is filled in with what the
-model itself finds cheapest among what fits; least and most over all that fits are reported beside it.
+Data and sources: benchmarks/data/published_runs. A prediction sees a model's configuration, a cluster, a layout and
+what is documented about the training stack, never a table's or row's name. What was not published is filled in with
+what the model itself finds cheapest among what fits; least and most over all that fits are reported beside it.
 
 Headline: a row is predicted by numbers that were fitted without its source; where no other source has its chip, without
 its model family; where neither leaves a row of the chip, with the numbers of the nearest chip. Equal configurations
@@ -106,8 +106,8 @@ def judge(row: Row, known: Sequence[Row], made: Fitted, protocol: str) -> Judged
     """Predict a row with fitted numbers; `known` are the rows that the baselines may look at."""
     found = predict(row.run, made.of(row.run.gpu), made.software)
     assert found and row.step_s, "every adapter gives runs that can be priced"
-    return Judged(row, row.step_s, found.step_s, found.low_s, found.high_s, protocol, constant_utilisation_s(row, known),
-                  nearest_row_s(row, known), found.evaluation.fits)
+    return Judged(row, row.step_s, found.step_s, found.low_s, found.high_s, protocol,
+                  constant_utilisation_s(row, known), nearest_row_s(row, known), found.evaluation.fits)
 
 
 # -- report ---------------------------------------------------------------------------------------

@@ -82,11 +82,10 @@ def _working_set(kind: LayerKind, strategy: LayerStrategy, training: Training) -
     logits: one tensor as large as the widest product's result."""
     fused = training.fusion != "none" and bool(kind.fused_backward)
     delayed = set(kind.weight_only)
-    sizes = [r.bytes_written for i, r in enumerate(kind.backward) if i not in delayed and not fused]
     if fused:
-        sizes = [r.bytes_written for r in kind.forward if r.kind in PRODUCT_KINDS]
-        if kind.vocabulary:
-            sizes = [s / 2 for s in sizes]
+        sizes = [r.bytes_written / (2 if kind.vocabulary else 1) for r in kind.forward if r.kind in PRODUCT_KINDS]
+    else:
+        sizes = [float(r.bytes_written) for i, r in enumerate(kind.backward) if i not in delayed]
     again = max(0, kind.saved["none" if not fused else "min-cut"].bytes - kind.saved[strategy.recompute].bytes
                 ) if strategy.recompute in ("selective", "full") else 0
     return (2 * max(sizes, default=0) + again) / (strategy.tp * strategy.cp)

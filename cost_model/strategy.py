@@ -101,8 +101,9 @@ class Training:
     of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits.
     `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
     `software`: names of `calibration.Software`'s coefficients. `dispatch`: how rows travel to experts, one copy for
-    each expert, or over the network one for each node (DeepEP: DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2). `sequence_parallel` False: tensor parallelism as it was
-    before (all-reduces). Frozen parameters are the model's own (`ParameterGroup.trainable`).
+    each expert, or over the network one for each node (DeepEP: DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2).
+    `sequence_parallel` False: tensor parallelism as it was before (all-reduces). Frozen parameters are the model's own
+    (`ParameterGroup.trainable`).
     """
 
     optimizer: OptimizerName = "adamw"
