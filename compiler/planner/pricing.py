@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from ...cost_model.calibration import Calibration, Software
+from ...cost_model.calibration import Calibration, Software, committed_software
 from ...cost_model.cluster import ClusterError
 from ...cost_model.layer_compute import LayerSeconds, layer_seconds
 from ...cost_model.layer_memory import layer_memory
@@ -82,7 +82,7 @@ class Pricer:
     def __init__(self, model: ModelAtAnyBatch, space: Space, training: Training, calibration: Calibration,
                  software: Software | None = None) -> None:
         self.model, self.space, self.training, self.calibration = model, space, training, calibration
-        self.software = software or Software()
+        self.software = software or committed_software()
         self.rates = Rates(space.cluster.device, calibration, self.software, training)
         self._placements: dict[tuple[int, tuple[str, ...]], Placement] = {}
         self._prices: dict[tuple[int, int, LayerStrategy, Placement], LayerPrice] = {}
