@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from ..runtime.plan import Plan
 from ..runtime.plan_predictions import StagePrediction, TupleResult
 from ..runtime.plan_table import GIB, duration, keys
-from .plan_timeline import timeline
+from .plan_timeline import PlanTimeline, timeline
 
-WIDTH, LEFT, RIGHT = 1000.0, 70.0, 20.0
+WIDTH, LEFT, RIGHT = 1000.0, 84.0, 36.0
 MOST_ROWS = 64
 MOST_EVENTS = 4000
 MOST_TITLES = 1500
+SEEN_EVENTS = 110  # of one stage, at the width of the page
 TUPLE_STATES = ("solved", "searched", "bounded")
 
 
@@ -36,12 +37,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Mark:
-    """A text at a place, a tick with a line down from it, or a point, by where it is used."""
+    """A text at a place, a tick with a line down from it, or a point of radius `size`, by where it is used."""
 
     x: float
     y: float
     text: str = ""
     css: str = ""
+    size: float = 4.5
 
 
 @dataclass(frozen=True)
@@ -61,36 +63,50 @@ class Chart:
     paths: dict[str, str] = field(default_factory=dict)
 
 
-def timeline_chart(plan: Plan) -> Chart:
-    """A row per stage: forwards, backwards, weight gradients, synchronisation and optimizer; gaps are the bubble."""
+def timeline_charts(plan: Plan) -> list[tuple[str, Chart]]:
+    """The step, and its start enlarged where single operations are too narrow to be seen."""
     drawn = timeline(plan, MOST_EVENTS)
+    end, most = max(drawn.line.makespan_ns, 1), max(map(len, drawn.line.events))
+    charts = [("", timeline_chart(plan, drawn, end))]
+    if most > SEEN_EVENTS:
+        warm_up = max(events[0].start_ns for events in drawn.line.events)
+        shown = min(end, max(end * SEEN_EVENTS // most, 2 * warm_up))
+        if shown < end * 0.6:
+            charts.append((f"The first {duration(shown / 1e9)}, enlarged", timeline_chart(plan, drawn, shown)))
+    return charts
+
+
+def timeline_chart(plan: Plan, drawn: PlanTimeline, end: int) -> Chart:
+    """A row per stage up to `end` ns: forwards, backwards, weight gradients, synchronisation and optimizer; gaps are
+    the bubble."""
     line, p = drawn.line, plan.schedule.stages
-    end = max(line.makespan_ns, 1)
     per_ns = (WIDTH - LEFT - RIGHT) / end
     high = 26.0 if p <= 8 else 18.0 if p <= 16 else 11.0 if p <= 32 else 7.0
     boxes: list[Box] = []
     for stage, events in enumerate(line.events):
         y = 8 + stage * (high + 2)
         for op, start, stop in events:
+            if start >= end:
+                break
             css = f"op{op.kind}" + (" odd" if op.chunk % 2 else "")
             chunk = f", chunk {op.chunk}" if plan.schedule.chunks > 1 else ""
-            wide = (stop - start) * per_ns
-            boxes.append(Box(LEFT + start * per_ns, y, wide, high, css,
+            wide = (min(stop, end) - start) * per_ns
+            boxes.append(Box(LEFT + start * per_ns, y, wide - min(0.7, wide / 8), high, css,
                              f"stage {stage}: {NAMES[op.kind]} of micro-batch {op.micro_batch}{chunk}, "
                              f"{duration((stop - start) / 1e9)}",
                              str(op.micro_batch) if wide > 13 and high > 15 else ""))
         at = events[-1].end_ns
         costs = line.costs[stage]
         for css, name, ns in (("sync", "synchronisation", costs.sync_ns), ("opt", "optimizer", costs.optimizer_ns)):
-            if ns:
-                boxes.append(Box(LEFT + at * per_ns, y, ns * per_ns, high, css,
+            if ns and at + ns <= end:
+                boxes.append(Box(LEFT + at * per_ns, y, ns * per_ns * 0.9, high, css,
                                  f"stage {stage}: {name}, {duration(ns / 1e9)}"))
             at += ns
     bottom = 8 + p * (high + 2)
     note = "" if drawn.whole else (f"Drawn with {drawn.drawn} of {drawn.micro_batches} micro-batches; the middle of "
                                    "the step repeats.")
     if plan.schedule.chunks > 1:
-        note = " ".join(filter(None, [note, "Paler: odd chunks of a stage."]))
+        note = " ".join(filter(None, [note, "Fainter: odd chunks of a stage."]))
     rows = [Mark(LEFT - 8, 8 + s * (high + 2) + high / 2, f"stage {s}" if p <= 32 else str(s))
             for s in range(p) if p <= 32 or s % 4 == 0]
     shown = [k for k in ("F", "B", "W") if k in line.schedule.kinds]
@@ -110,8 +126,9 @@ def memory_chart(plan: Plan) -> Chart:
     stages = plan.predicted.stages
     names = keys(s.memory_bytes for s in stages)
     limits = [s.limit_bytes for s in stages]
-    return _bars(plan, lambda s: [(n, s.memory_bytes.get(n, 0) / GIB) for n in names], "GiB",
-                 max(limits) / GIB, [(min(limits) / GIB, f"limit {min(limits) / GIB:.1f} GiB")])
+    colors = {n: f"c{i % 12}" for i, n in enumerate(names)}
+    return _bars(plan, lambda s: [(n, s.memory_bytes.get(n, 0) / GIB) for n in names], colors, gib,
+                 max(limits) / GIB, [(min(limits) / GIB, f"limit {gib(min(limits) / GIB)}")])
 
 
 def time_chart(plan: Plan) -> Chart:
@@ -119,11 +136,18 @@ def time_chart(plan: Plan) -> Chart:
     names = keys(s.exposed_ns for s in plan.predicted.stages)
 
     def parts(s: StagePrediction) -> list[tuple[str, float]]:
-        exposed = [(f"exposed {n}", s.exposed_ns.get(n, 0) / 1e6) for n in names]
-        return [("compute", s.compute_ns / 1e6), ("optimizer", s.optimizer_ns / 1e6), *exposed,
-                ("bubble", s.bubble_ns / 1e6)]
+        exposed = [(f"exposed {n}", s.exposed_ns.get(n, 0) / 1e9) for n in names]
+        return [("compute", s.compute_ns / 1e9), ("optimizer", s.optimizer_ns / 1e9), *exposed,
+                ("bubble", s.bubble_ns / 1e9)]
 
-    return _bars(plan, parts, "ms", plan.predicted.step_time_ns / 1e6, [])
+    warm = ("c4", "c3", "c8", "c1", "c6", "c7", "c9", "c10")
+    colors = {"compute": "c0", "optimizer": "opt", "bubble": "bubble",
+              **{f"exposed {n}": warm[i % len(warm)] for i, n in enumerate(names)}}
+    return _bars(plan, parts, colors, duration, plan.predicted.step_time_ns / 1e9, [])
+
+
+def gib(value: float) -> str:
+    return f"{value:,.4g} GiB"
 
 
 def search_chart(plan: Plan) -> Chart | None:
@@ -152,20 +176,23 @@ def search_chart(plan: Plan) -> Chart | None:
     for t in drawn:
         at = y(t.value_ns) if t.value_ns else 22.0
         places.setdefault((round(x(t.bound_ns or 0) * 2), round(at * 2), t.state), []).append(t)
-    points = [Mark(a / 2, b / 2, _tuple_title(found), state) for (a, b, state), found in places.items()]
-    points.sort(key=lambda m: -TUPLE_STATES.index(m.css))
+    points = [Mark(a / 2, b / 2, _tuple_title(found), state, 4 + 2 * math.log10(len(found)))
+              for (a, b, state), found in places.items()]
+    points.sort(key=lambda m: -m.size)
     infeasible = len(certificate.tuples) - len(drawn) if certificate else 0
-    note = f"{infeasible} tuples have no plan that fits and are not drawn. " if infeasible else ""
+    note = f"Not drawn: {infeasible} in which no plan fits. " if infeasible else ""
+    note += "Larger points are several tuples. " if len(points) < len(drawn) else ""
     note += "Slower than 20 times the plan: drawn at the edge." if max(values) > far else ""
     ticks = _log_ticks(low, high)
     count = {s: sum(t.state == s for t in drawn) for s in TUPLE_STATES}
     legend = [(s, f"{word} ({count[s]})") for s, word in (
         ("solved", "searched to the end"), ("searched", "searched by the heuristic"),
         ("bounded", "excluded by its bound")) if count[s]]
-    return Chart(bottom + 44, (), points, [Mark(LEFT - 8, 22, "not entered")] if count["bounded"] else [],
+    rows = [Mark(LEFT - 8, 22, "not entered")] if any(t.value_ns is None for t in drawn) else []
+    return Chart(bottom + 26, (), points, rows,
                  [Mark(x(ns), bottom, duration(ns / 1e9)) for ns in ticks],
                  [Mark(LEFT, y(ns), duration(ns / 1e9)) for ns in ticks],
-                 [Mark(x(step), 0, "this plan", "v"), Mark(0, y(step), "", "h")], legend, note)
+                 [Mark(x(step), 0, "this plan", "v"), Mark(0, y(step), "", "h")], legend, note.strip())
 
 
 def _tuple_title(found: Sequence[TupleResult]) -> str:
@@ -184,28 +211,43 @@ def shown_stages(count: int, tightest: int, most: int = MOST_ROWS) -> list[int]:
     return sorted({*range(half), tightest, *range(count - half + 1, count)})
 
 
-def _bars(plan: Plan, parts: Callable[[StagePrediction], list[tuple[str, float]]], unit: str, least: float,
-          lines: list[tuple[float, str]]) -> Chart:
+def equal_runs(rows: Sequence[object]) -> list[tuple[int, int]]:
+    """(first, last) of every stretch of equal rows."""
+    found: list[tuple[int, int]] = []
+    for i, row in enumerate(rows):
+        if found and rows[found[-1][0]] == row:
+            found[-1] = found[-1][0], i
+        else:
+            found.append((i, i))
+    return found
+
+
+def _bars(plan: Plan, parts: Callable[[StagePrediction], list[tuple[str, float]]], colors: dict[str, str],
+          unit: Callable[[float], str], least: float, lines: list[tuple[float, str]]) -> Chart:
+    """Neighbouring stages that are equal share a bar."""
     stages = plan.predicted.stages
-    shown = shown_stages(len(stages), plan.predicted.tightest)
+    runs = equal_runs([parts(s) for s in stages])
+    tightest = next(k for k, (a, b) in enumerate(runs) if a <= plan.predicted.tightest <= b)
+    shown = [runs[k] for k in shown_stages(len(runs), tightest)]
     names = [name for name, _ in parts(stages[0])]
     most = max([least, *(sum(v for _, v in parts(s)) for s in stages)]) * 1.02 or 1.0
     per = (WIDTH - LEFT - RIGHT) / most
-    high = 22.0 if len(shown) <= 16 else 13.0
+    high = 22.0 if len(shown) <= 16 else 12.0
     boxes, rows = [], []
-    for row, i in enumerate(shown):
+    for row, (i, j) in enumerate(shown):
         y, x = 20 + row * (high + 3), LEFT
-        rows.append(Mark(LEFT - 8, y + high / 2, f"stage {i}"))
-        for color, (name, value) in enumerate(parts(stages[i])):
+        label = f"stage {i}" if i == j else f"stages {i}–{j}"
+        rows.append(Mark(LEFT - 8, y + high / 2, label))
+        for name, value in parts(stages[i]):
             if value > 0:
-                css = "bubble" if name == "bubble" else f"c{color % 12}"
-                boxes.append(Box(x, y, value * per, high, css, f"stage {i}: {name} {value:,.4g} {unit}"))
+                boxes.append(Box(x, y, value * per, high, colors[name], f"{label}: {name} {unit(value)}"))
                 x += value * per
     bottom = 20 + len(shown) * (high + 3)
     used = {n for s in stages for n, v in parts(s) if v > 0}
-    legend = [("bubble" if n == "bubble" else f"c{i % 12}", n) for i, n in enumerate(names) if n in used]
-    note = "" if len(shown) == len(stages) else f"{len(shown)} of {len(stages)} stages: first, last, tightest."
-    return Chart(bottom + 26, boxes, (), rows, [Mark(LEFT + v * per, bottom, f"{v:,g} {unit}") for v in nice(most)], (),
+    legend = [(colors[n], n) for n in names if n in used]
+    note = "" if len(shown) == len(runs) else f"{len(shown)} of {len(runs)} rows: the first, the last, the tightest."
+    ticks = [Mark(LEFT + v * per, bottom, unit(v) if v else "0") for v in nice(most)]
+    return Chart(bottom + 26, boxes, (), rows, ticks, (),
                  [Mark(LEFT + value * per, 0, text, "v") for value, text in lines], legend, note)
 
 
@@ -223,7 +265,7 @@ def nice(most: float, about: int = 8) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     if high / low < 4:
-        return [v for v in nice(high) if v >= low]
+        return [v for v in nice(high, max(3, round(6 * high / (high - low)))) if v >= low]
     start = math.floor(math.log10(low))
     found = [m * 10.0 ** e for e in range(start, math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
     return [v for v in found if low <= v <= high]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..runtime.plan import Plan
 from ..runtime.plan_table import GIB, beaten_by, duration, footnotes, headline, keys, layer_groups, missing
-from .plan_charts import memory_chart, search_chart, time_chart, timeline_chart
+from .plan_charts import memory_chart, search_chart, time_chart, timeline_charts
 from .plan_files import Shown
 
 TEMPLATE = Path(__file__).with_name("plan_page.jinja")
@@ -27,7 +27,7 @@ def plan_page(shown: Shown) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         plan=plan, lines=headline(plan), cards=_cards(plan), notes=[*shown.notes, *footnotes(plan)],
         missing=missing(plan.predicted), groups=layer_groups(plan), strategy=_strategy(plan),
-        timeline=timeline_chart(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
+        timelines=timeline_charts(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
         memory_table=_memory(plan), time_table=_times(plan),
         beaten=[(b, *beaten_by(plan, b)) for b in plan.beaten], settings=_settings(plan))
 
@@ -40,7 +40,7 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     if p.error_band:
         low, high = p.step_time_s * (1 - p.error_band.low), p.step_time_s * (1 + p.error_band.high)
         band = f"{duration(low)} to {duration(high)}: {p.error_band.source}"
-    cards = [("step", duration(p.step_time_s), band or "predicted"), ("throughput", f"{p.tokens_per_s:,.0f} tokens/s",
+    cards = [("step", duration(p.step_time_s), band or "predicted"), ("tokens per second", f"{p.tokens_per_s:,.0f}",
               f"MFU {p.mfu:.1%}" if p.mfu is not None else "")]
     share = tight.peak_bytes / tight.limit_bytes if tight.limit_bytes else 0.0
     cards.append(("memory", f"{tight.peak_bytes / GIB:.1f} GiB",

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
 from .errors import InvalidInputError
 
@@ -31,7 +30,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Text = Annotated[str, Field(max_length=2000)]
 Key = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,49}$")]  # a category, a collective, a fact
 Amounts = Annotated[dict[Key, Amount], Field(max_length=64)]
-Fact = str | int | float | bool | None
+Fact = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 
 
 class PlanData(BaseModel):
@@ -89,10 +88,10 @@ def read_limited(text: str | bytes, what: str) -> dict[str, Any]:
     if len(text) > MAX_BYTES:
         raise InvalidInputError(f"{what} has {len(text)} bytes", expected=f"at most {MAX_BYTES}")
     try:
-        value = from_json(text, allow_inf_nan=False)
+        value = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise InvalidInputError(f"{what} is nested too deep", expected=f"at most {MAX_DEPTH} levels") from None
     except ValueError as error:
-        if "recursion limit" in str(error):
-            raise InvalidInputError(f"{what} is nested too deep", expected=f"at most {MAX_DEPTH} levels") from None
         raise InvalidInputError(f"{what} is not JSON ({error})", expected="a plan that meshwright saved") from None
     if not isinstance(value, dict):
         raise InvalidInputError(f"{what} holds a JSON {type(value).__name__}", expected="a plan that meshwright saved")
@@ -114,6 +113,10 @@ def first_fault(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {message}" if where else message
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def _check_depth(value: Any, what: str) -> None:

@@ -81,8 +81,8 @@ class Draft:
             counts[getattr(r.options, name)] += r.count
         (value, _), *others = counts.most_common()
         if others:
-            rest = ", ".join(f"{v} in {n} layers" for v, n in others[:4])
-            self.drop(f"one value for all layers, {value}; the plan has {rest}", f"layers.options.{name}")
+            rest = ", ".join(f"{v} in {n}" for v, n in others[:4])
+            self.drop(f"the file says {value} for all layers, the plan has {rest} of them", f"layers.options.{name}")
         elif where:
             self.put(where, f"layers.options.{name}")
         return value

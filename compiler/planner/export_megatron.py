@@ -77,8 +77,8 @@ def _pipeline(draft: Draft) -> list[str]:
 
 
 def _layout(held: tuple[Contents, ...]) -> str:
-    parts = ["E" * p.embedding + (f"t*{p.blocks}" if p.blocks else "") + "L" * p.head for p in held]
-    return "|".join(parts)
+    inner = ["t" * p.blocks if p.blocks < 2 else f"t*{p.blocks}" for p in held]
+    return "|".join("E" * p.embedding + t + "L" * p.head for p, t in zip(held, inner, strict=True))
 
 
 def _recompute(draft: Draft) -> list[str]:
