@@ -114,7 +114,11 @@ def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=C
     _print(found.as_dict() if as_json else found)
 
 
-register_planning(app, lambda value: _print(value), lambda what: progress(what))
+def _progress(what: str) -> contextlib.AbstractContextManager[None]:
+    return progress(what)
+
+
+register_planning(app, lambda value: _print(value), _progress)
 register_inspection(app, lambda value: _print(value))
 
 

@@ -77,9 +77,10 @@ def held_at_peaks(schedule: Schedule, stage: int) -> tuple[Held, ...]:
 def _held_at_peaks(few: Schedule, stage: int) -> tuple[Held, ...]:
     until_b, until_w = [0] * few.chunks, [0] * few.chunks
     moments: dict[Held, None] = {}
-    for op in stage_order(few, stage):
+    ahead = warm_up(few, stage)  # forwards before the first backward: the last of them holds most
+    for number, op in enumerate(stage_order(few, stage)):
         _count(op, until_b, until_w, few.splits_backward)
-        if op.kind == "F":
+        if op.kind == "F" and number >= ahead - 1:
             moments[Held(tuple(until_b), tuple(until_w))] = None
     largest: list[Held] = []  # what covers another moment holds more in all, and comes before it in this order
     for moment in sorted(moments, key=lambda held: -sum(held.until_b) - sum(held.until_w)):

@@ -18,7 +18,7 @@ from .evaluate import Evaluation, evaluate
 from .pricing import Choice, GroupTables, Pricer
 from .problem import Outer, Plan, Problem
 from .search import Found, NothingFits, Outcome, search_below
-from .space import Group, Space
+from .space import Group
 
 WITHIN = 0.0075  # a plan this close to every open bound ends the search
 MOST_WORK = 20_000_000  # comparisons of the exact search per outer tuple: a tenth of a second
@@ -115,9 +115,7 @@ class GroupSearch:
         """`_enough` or more where relaxed tables close the tuple, else some bound below it."""
         bound = Bound(self.problem([outer]), outer)
         quick, enough = bound.quick(), self._enough
-        if quick >= enough or not bound.fits():
-            return quick if quick >= enough else INFINITE
-        return quick if enough >= INFINITE or bound.reaches(enough - 1) else enough
+        return quick if quick >= enough or bound.reaches(enough - 1) else enough
 
     def _closed(self, index: int, lower: int) -> Outcome:
         if lower >= INFINITE:
@@ -150,7 +148,8 @@ class GroupSearch:
         return Searched(problem, tuple(tuples), Found(plan, evaluation, tuple(outcomes), self.exact))
 
 
-def rebuilt(pricer: Pricer, is_full: Callable[[Group], bool], *, mixing: bool = False) -> tuple[Problem, tuple[Tuple, ...]]:
+def rebuilt(pricer: Pricer, is_full: Callable[[Group], bool], *,
+            mixing: bool = False) -> tuple[Problem, tuple[Tuple, ...]]:
     """The problem that a search ended with, given which groups it priced in full."""
     search, tuples = GroupSearch(pricer, mixing=mixing), list[Tuple]()
     for group in pricer.space.groups():

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...cost_model.calibration import Calibration, Software, committed_software
 from ...cost_model.cluster import ClusterError
@@ -157,9 +157,9 @@ class Pricer:
                 self.space.leave("layout", layout.title, str(error))
                 return []
             self.priced += 1
-            found.append(Choice(Option.model_construct(
-                name=_name(strategy), family=f"{layout.title} ep{ep} etp{etp}", **price.integers(), layout_in=index,
-                layout_out=index), strategy))
+            fields: dict[str, Any] = {"name": _name(strategy), "family": f"{layout.title} ep{ep} etp{etp}",
+                                      "layout_in": index, "layout_out": index, **price.integers()}
+            found.append(Choice(Option.model_construct(**fields), strategy))
         kept = _undominated(found)
         self.dominated += len(found) - len(kept)
         return kept

@@ -106,7 +106,9 @@ class Group(NamedTuple):
 
     @property
     def label(self) -> str:
-        return "" if self.order == ORDER else "pp innermost" if self.order == INNERMOST_PIPELINE else "-".join(self.order)
+        if self.order == ORDER:
+            return ""
+        return "pp innermost" if self.order == INNERMOST_PIPELINE else "-".join(self.order)
 
 
 @dataclass
@@ -173,8 +175,8 @@ class Space:
                 continue
             uneven = min(layers % (p * v), -layers % (p * v))
             if uneven * UNEVEN > p * v and self.pins.interleave is None:
-                self.leave("interleave", f"{v} at pp {p}", f"{uneven} of {p * v} parts would differ by a layer from the "
-                                                           "others (pin it to have it)")
+                self.leave("interleave", f"{v} at pp {p}", f"{uneven} of {p * v} parts would differ by a layer from "
+                                                           "the others (pin it to have it)")
             else:
                 yield "interleaved", v
 
@@ -217,8 +219,8 @@ class Space:
             return
         more = next((q for q in _primes(cp) if self.global_batch % (m * dp * q) == 0), None)
         if more is not None and self.pins.cp is None and self.pins.dp is None and self.pins.micro_batch is None:
-            self.leave("cp", f"{cp} at dp {dp}, m {m}", f"dp {dp * more} and cp {cp // more} do the same work with less "
-                                                       "communication: the batch has samples enough")
+            self.leave("cp", f"{cp} at dp {dp}, m {m}", f"dp {dp * more} and cp {cp // more} do the same work with "
+                                                        "less communication: the batch has samples enough")
             return
         for kind in ("ring", "ulysses"):
             if kind in self.pins.banned:
