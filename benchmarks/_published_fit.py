@@ -8,15 +8,24 @@ random numbers, so the same rows give the same bytes. What was not published is 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks._published_price import placement_of, predict, price
 from benchmarks._published_rows import Row, Run
-from meshwright.cost_model.calibration import FAMILY, Calibration, Software
+from meshwright.cost_model.calibration import (
+    FAMILY,
+    FOLDER,
+    Calibration,
+    Software,
+    calibration_for,
+    committed_software,
+)
 
 SCATTER, TAIL = 0.04, 2.0  # what repeats of one configuration differ by is 2.6 % in the median, 7.8 % at nine in ten
 STEPS, ROUNDS, DELTA = 3, 3, 0.02
@@ -28,6 +37,7 @@ DEVICE_PRIORS = {  # name: (value, standard deviation of its logarithm)
     "overlap_loss": (0.15, 0.7)}
 SOFTWARE_PRIORS = {
     "attention_backward": (0.8, 0.15), "eager_op_s": (5e-6, 0.5), "async_tp": (0.8, 0.3),
+    "expert_overlap": (0.3, 0.7), "expert_pass_s": (3e-4, 0.7),
     "fp8.tensorwise": (0.8, 0.2), "fp8.rowwise": (0.7, 0.3), "fp8.mxfp8": (0.8, 0.2), "fp8.delayed": (0.8, 0.2),
     "attention.triton": (0.8, 0.3), "attention.flash-2": (1.0, 0.15),
     "generation.megatron-2021-04": (1.0, 0.1), "generation.megatron-2021-01": (1.0, 0.1),
@@ -45,13 +55,14 @@ class Fitted:
 
     def of(self, gpu: str) -> Calibration:
         """A device's calibration, else its family's, else the priors'."""
-        return self.calibrations.get(gpu) or self.calibrations.get(FAMILY.get(gpu, "")) or _calibration(gpu, {})
+        found = self.calibrations.get(chip(gpu)) or self.calibrations.get(FAMILY.get(chip(gpu), ""))
+        return found or _calibration(gpu, {})
 
 
 def fit(rows: Sequence[Row]) -> Fitted:
     """Fit everything that `rows` say something about; the rest stays at its prior."""
     runs, measured = distinct(rows)
-    devices = sorted({_device(r.gpu) for r in runs})
+    devices = sorted({chip(r.gpu) for r in runs})
     names = [*(f"{d}/{n}" for d in devices for n in DEVICE_PRIORS), *SOFTWARE_PRIORS]
     prior = np.array([math.log(_prior(n)[0]) for n in names])
     width = np.array([_prior(n)[1] for n in names])
@@ -63,6 +74,24 @@ def fit(rows: Sequence[Row]) -> Fitted:
         for _ in range(STEPS):
             theta = _step(names, theta, prior, width, filled, measured, jacobian)
     return _fitted(names, theta)
+
+
+def write(made: Fitted) -> list[Path]:
+    """One file per chip with its numbers, one with the software's."""
+    FOLDER.mkdir(exist_ok=True)
+    paths = []
+    documents: dict[str, dict[str, object]] = {d: {"calibration": asdict(c)} for d, c in made.calibrations.items()}
+    for name, document in {**documents, "software": {"software": asdict(made.software)}}.items():
+        paths.append(FOLDER / f"{name}.json")
+        whole = {"fitted_by": "benchmarks/costmodel_published.py --refit", **document}
+        paths[-1].write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    return paths
+
+
+def committed() -> Fitted:
+    """What `write` wrote last."""
+    found = {p.stem: calibration_for(p.stem) for p in sorted(FOLDER.glob("*.json")) if p.stem != "software"}
+    return Fitted(found, committed_software(), len(found) * len(DEVICE_PRIORS) + len(SOFTWARE_PRIORS))
 
 
 def distinct(rows: Sequence[Row]) -> tuple[list[Run], list[float]]:
@@ -115,15 +144,17 @@ def _matters(name: str, run: Run) -> bool:
     t = run.training
     if device:
         one_node = len(placement_of(run.gpu, run.nodes, run.gpus_per_node, run.pp).cluster.levels) == 1
-        return device == _device(run.gpu) and not (scalar == "network_efficiency" and one_node)
+        return device == chip(run.gpu) and not (scalar == "network_efficiency" and one_node)
     group, _, key = name.partition(".")
     uses = {"fp8": t.fp8_recipe, "attention": t.attention_kernel, "generation": t.software}
     if key:
         return uses[group] == key
-    return {"async_tp": t.async_tp, "eager_op_s": t.fusion != "compiled"}.get(name, True)
+    used = {"async_tp": t.async_tp, "expert_overlap": run.ep > 1, "expert_pass_s": run.ep > 1,
+            "eager_op_s": t.fusion != "compiled"}
+    return used.get(name, True)
 
 
-def _device(gpu: str) -> str:
+def chip(gpu: str) -> str:
     """The device whose numbers a GPU is fitted with: parts of one chip that differ in memory only share them."""
     return {"a100-40": "a100-80", "h200": "h100-sxm"}.get(gpu, gpu)
 

@@ -139,8 +139,8 @@ FIXED_BYTES = 2e9
 
 
 def cuts(layers: int, p: int, v: int) -> tuple[int, ...]:
-    """Where parts end: the layers between embedding and head spread evenly, as Megatron-LM does, embedding and head with
-    the first and the last part; where that leaves a rest, embedding and head count as layers."""
+    """Where parts end: the layers between embedding and head spread evenly, as Megatron-LM does, embedding and head
+    with the first and the last part; where that leaves a rest, embedding and head count as layers."""
     parts = p * v
     if parts == 1:
         return (layers,)

@@ -1,8 +1,8 @@
 """Published training runs as inputs of the cost model, one adapter per table.
 
-A `Run` holds what a planner would know, and nothing else: a model's configuration, the cluster, the layout, the training
-stack's properties. Fields that were not published are None: the planner picks them. `Row` puts the measurement and the
-labels beside it; no label reaches a prediction.
+A `Run` holds what a planner would know, and nothing else: a model's configuration, the cluster, the layout, the
+properties of the training stack. Fields that were not published are None: the planner picks them. `Row` puts the
+measurement and the labels beside it; no label reaches a prediction.
 """
 
 from __future__ import annotations
@@ -158,9 +158,9 @@ def _megatron_2021() -> Iterator[Row | Excluded]:
             tp = min(8, mp)
             flops = 96 * batch * seq * layers * hidden**2 * (
                 1 + seq / (6 * hidden) + vocabulary / (16 * layers * hidden))
+            training = replace(MEGATRON_2021, software=f"megatron-2021-{'01' if 'jan' in name else '04'}")
             yield Row(Run(gpt(layers, hidden, heads, seq, vocabulary, 0.1), seq, "a100-80", gpus // 8, 8, batch,
-                          replace(MEGATRON_2021, software="megatron-2021-01" if "jan" in name else "megatron-2021-04"), None, tp, mp // tp, v=None if mp > tp else 1,
-                          recompute="full"),
+                          training, None, tp, mp // tp, v=None if mp > tp else 1, recompute="full"),
                       name, "megatron-2021", "gpt", "bf16", False,
                       flops / (float(r["achieved_tflops_per_gpu"]) * 1e12 * gpus), generation=name)
 
@@ -173,7 +173,8 @@ def _llmfoundry() -> Iterator[Row | Excluded]:
         seq, gpus = int(r["SeqLen (T)"]), int(r["# GPUs"])
         gpu = {"h100_80gb": "h100-sxm", "a100_80gb": "a100-80", "a100_40gb": "a100-40"}[r["GPU"]]
         pure, fp8 = r["MP Mode"] == "PURE", r["Precision"] == "amp_fp8"
-        training = replace(FSDP1, software="composer-2023", reduce_bytes=2 if pure else 4, fp8_recipe="delayed" if fp8 else "")
+        training = replace(FSDP1, software="composer-2023", reduce_bytes=2 if pure else 4,
+                           fp8_recipe="delayed" if fp8 else "")
         batch, micro_batch = int(r["GlobalBatchSize"]), int(r["MicroBatchSize"])
         if batch != gpus * micro_batch * int(r["GradAccum"]):
             yield Excluded(name, "batch is not GPUs · micro-batch · accumulation")
@@ -191,7 +192,8 @@ def _torchtitan() -> Iterator[Row | Excluded]:
     for r in _read(name):
         gpus, seq, tp = int(r["gpus"]), int(r["seq"]), int(r["tp"])
         gpu = "h200" if r["gpu"] == "H200" else "h100-96-hbm2e"
-        training = replace(TORCHTITAN, software="torchtitan", fp8_recipe=recipes[r["precision"]], async_tp=r["extra"].lower() == "asynctp")
+        training = replace(TORCHTITAN, software="torchtitan", fp8_recipe=recipes[r["precision"]],
+                           async_tp=r["extra"].lower() == "asynctp")
         size = "8b" if r["model"].endswith("8B") else "70b"
         yield Row(Run(LLAMA3[size], seq, gpu, gpus // 8, 8, int(r["global_batch"]), training, int(r["local_batch"]), tp,
                       int(r["pp"]), int(r["cp"]), zero=3,
@@ -208,7 +210,8 @@ def _simumax() -> Iterator[Row | Excluded]:
                       int(r["vocab"]))
         dp, m, b = int(r["dp"]), int(r["num_microbatches"]), int(r["microbatch"])
         seq = int(r["seq"].split()[0])
-        yield Row(Run(model, seq, "b200", 1, 8, dp * m * b, replace(MEGATRON_CORE, software="megatron-core"), b, int(r["tp"]), int(r["pp"]), int(r["cp"]),
+        training = replace(MEGATRON_CORE, software="megatron-core")
+        yield Row(Run(model, seq, "b200", 1, 8, dp * m * b, training, b, int(r["tp"]), int(r["pp"]), int(r["cp"]),
                       zero=1),
                   name, "simumax", r["model"], "bf16", False, float(r["real_step_ms"]) / 1e3,
                   peak_bytes=float(r["real_alloc_GiB"]) * GIB, generation="v1.2")
@@ -246,7 +249,8 @@ def _bridge_row(r: dict[str, str]) -> Row:
     gpus, moe = int(r["gpus"]), family not in ("llama3",)
     recipe = BRIDGE_RECIPES[r["precision"]]
     run = Run(model, int(r["seq"]), gpu, gpus // per_node, per_node, int(r["gbs"]),
-              replace(MEGATRON_CORE, fp8_recipe=recipe, software="nemo-25" if r["container"][:2] == "25" else "nemo-26", async_tp=number["tp"] > 1 and not moe), int(r["mbs"]),
+              replace(MEGATRON_CORE, fp8_recipe=recipe, software=f"nemo-{r['container'][:2]}",
+                      async_tp=number["tp"] > 1 and not moe, dispatch="once per node"), int(r["mbs"]),
               number["tp"], number["pp"], number["cp"], number["ep"] if moe else 1, 1, number["vp"],
               3 if r["fsdp"] not in ("", "0") else 1, None)
     return Row(run, "megatron_bridge.csv", "megatron-bridge", family, "fp8" if recipe else "bf16", moe,

@@ -41,7 +41,7 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
                    progress: Callable[[str], AbstractContextManager[None]]) -> None:
     @app.command()
     def plan(model: Annotated[str | None, typer.Argument(metavar="MODEL", help="As for `meshwright model`.")] = None,
-             cluster: Annotated[str | None, typer.Option(help='Such as "8x8 h100-sxm", or a cluster file (YAML).')] = None,
+             cluster: Annotated[str | None, typer.Option(help='Such as "8x8 h100-sxm", or a file (YAML).')] = None,
              seq: Seq = 4096, global_batch: Batch = 256, output: Output = None,
              objective: Annotated[str, typer.Option(help="throughput, largest-batch, largest-sequence, fewest-gpus or "
                                                          "energy.")] = "throughput",
@@ -50,24 +50,24 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
              etp: Degree = None,
              zero: Annotated[int | None, typer.Option(min=0, max=3, help="Pin the ZeRO stage.")] = None,
              recompute: Annotated[str | None, typer.Option(help="Pin recomputation: none, selective or full.")] = None,
-             schedule: Annotated[str | None, typer.Option(help="Pin the schedule: 1f1b, gpipe, interleaved, zb-h1.")] = None,
+             schedule: Annotated[str | None, typer.Option(help="1f1b, gpipe, interleaved or zb-h1.")] = None,
              interleave: Degree = None, micro_batches: Degree = None, micro_batch: Degree = None,
              no_tp: Off = False, no_cp: Off = False, no_pp: Off = False, no_ep: Off = False, no_zero: Off = False,
              no_recompute: Off = False, no_interleave: Off = False, no_hsdp: Off = False, ban: Ban = None,
              mixing: Annotated[bool, typer.Option(help="Let every layer take its own layout.")] = False,
-             optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit, adamw-bf16, sgd, sgd-momentum.")] = "adamw",
+             optimizer: Annotated[str, typer.Option(help="Such as adamw-8bit, sgd-momentum.")] = "adamw",
              imbalance: Annotated[float, typer.Option(help="Rows that experts get, over the mean.")] = 1.0,
              gpu_price: Annotated[float | None, typer.Option(help="USD per GPU and hour.")] = None,
-             pad_batch: Annotated[bool, typer.Option("--pad-batch", help="Compute some samples more where the batch can't "
-                                                     "be divided; the plan shows how many.")] = False,
-             runnable_only: Annotated[bool, typer.Option("--runnable-only", help="Only what meshwright can execute.")] = False,
+             pad_batch: Annotated[bool, typer.Option("--pad-batch", help="Compute some samples more where the batch "
+                                                     "can't be divided; the plan shows how many.")] = False,
+             runnable_only: Annotated[bool, typer.Option("--runnable-only", help="Only what can be run.")] = False,
              prove: Annotated[float | None, typer.Option(help="Seconds for CP-SAT to prove the plan optimal.")] = None,
              galvatron_profiles: Annotated[Path | None, typer.Option(help="Search under Galvatron's formulas on this "
                                                                      "folder of its profile files instead.")] = None,
              layers: Annotated[int | None, typer.Option(min=1, help="Galvatron: transformer layers.")] = None,
              gpus: Annotated[int | None, typer.Option(min=1, help="Galvatron: GPUs, a power of two.")] = None,
              memory_gb: Annotated[float | None, typer.Option(help="Galvatron: memory of a GPU.")] = None,
-             chunks: Annotated[int | None, typer.Option(help="Galvatron: micro-batches; searched if not given.")] = None,
+             chunks: Annotated[int | None, typer.Option(help="Galvatron: micro-batches, else searched.")] = None,
              hidden: Annotated[int | None, typer.Option(min=1, help="Galvatron: hidden size.")] = None,
              as_json: Json = False) -> None:
         """Find the fastest parallel plan of MODEL on a cluster, and say how good it is. Exit code 3: none fits."""
@@ -88,14 +88,14 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
 
         if runnable_only:
             refuse_runnable_only()
-        pins = _pins({"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep, "etp": etp, "zero": zero, "recompute": recompute,
-                      "schedule": schedule, "interleave": interleave, "micro_batches": micro_batches,
+        pins = _pins({"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep, "etp": etp, "zero": zero,
+                      "recompute": recompute, "schedule": schedule, "interleave": interleave, "micro_batches": micro_batches,
                       "micro_batch": micro_batch},
                      {"tp": (no_tp, 1), "cp": (no_cp, 1), "pp": (no_pp, 1), "ep": (no_ep, 1), "zero": (no_zero, 0),
                       "recompute": (no_recompute, "none"), "interleave": (no_interleave, 1)},
                      [*(ban or []), *(["hsdp"] if no_hsdp else [])])
-        request = Request(model, cluster, seq, global_batch, pins_from(pins), training_from(optimizer), mixing, imbalance,
-                          gpu_price, pad_batch)
+        request = Request(model, cluster, seq, global_batch, pins_from(pins), training_from(optimizer), mixing,
+                          imbalance, gpu_price, pad_batch)
         with progress(f"planning {model}"):
             answer: PlanAnswer = plan_for(request, objective, target_tokens_per_s, prove)
         if answer.plan is not None and output is not None:
@@ -136,7 +136,7 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
               gpu_price: Annotated[float | None, typer.Option(help="USD per GPU and hour.")] = None,
               tokens: Annotated[float | None, typer.Option(help="Tokens to train on, for days and money.")] = None,
               as_json: Json = False) -> None:
-        """Plan MODEL for several cluster sizes, sequence lengths or batches, and mark what nothing else is better than."""
+        """Plan MODEL for several cluster sizes, sequence lengths or batches, as a Pareto table."""
         from .plan_sweep import sweep as swept
         from .planner.plan_model import Request
 
@@ -151,8 +151,8 @@ def _register_price(app: typer.Typer, show_value: Callable[[Any], None],
     @app.command()
     def price(model: ModelName, cluster: Cluster, seq: Annotated[int | None, typer.Option(min=1)] = None,
               global_batch: Annotated[int | None, typer.Option(min=1)] = None,
-              layout: Annotated[Path | None, typer.Option("--from", help="A torchtitan TOML, Megatron-LM arguments (or YAML) "
-                                                          "or a DeepSpeed JSON.")] = None,
+              layout: Annotated[Path | None, typer.Option("--from", help="A torchtitan TOML, Megatron-LM arguments "
+                                                          "(or YAML) or a DeepSpeed JSON.")] = None,
               tp: Degree = None, cp: Degree = None, pp: Degree = None, ep: Degree = None, etp: Degree = None,
               zero: Annotated[int | None, typer.Option(min=0, max=3)] = None,
               recompute: Annotated[str | None, typer.Option(help="none, selective or full.")] = None,

@@ -65,8 +65,9 @@ class PlanAnswer:
         assert certificate is not None and a.plan.gap is not None
         counts = ", ".join(f"{certificate.count(s)} {s}" for s in ("solved", "searched", "bounded", "infeasible")
                            if certificate.count(s))
-        lines = [*self.steps, f"at most {a.plan.gap:.2%} above the best plan of the space: {len(certificate.tuples)} outer "
-                 f"tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists the reasons)"]
+        lines = [*self.steps, f"at most {a.plan.gap:.2%} above the best plan of the space: {len(certificate.tuples)} "
+                 f"outer tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists the "
+                 "reasons)"]
         if self.proof is not None:
             lines.append(f"CP-SAT: {self.proof.sentence()}")
         lines.append(f"captured in {a.capture_s:.1f} s, searched in {a.search_s:.1f} s")
@@ -127,8 +128,8 @@ class Why:
                 row = (f"{b.step_time_ns / 1e9:.3f} s", f"{share:+.1%}" + (" (equal)" if b.near_tie else ""))
             table.add_row(Text(b.family), Text(b.title), *map(Text, row), Text(b.binding))
         equal = [b for b in self.beaten if b.near_tie]
-        note = (f"within {NEAR_TIE:.0%}, which the cost model can't tell apart: {', '.join(b.family for b in equal)}; the "
-                "simplest of them is as good a choice" if equal else "no other family comes near")
+        note = (f"within {NEAR_TIE:.0%}, which the cost model can't tell apart: {', '.join(b.family for b in equal)}; "
+                "the simplest of them is as good a choice" if equal else "no other family comes near")
         return Rows(Text(self.plan.title), Text(self.binding), table, Text(note))
 
 
@@ -137,13 +138,11 @@ def why_of(path: Path, run_model_code: bool = False) -> Why:
     plan, started = Plan.load(path), time.perf_counter()
     planner = planner_of(plan, run_model_code)
     searched = planner.search()
-    problem = searched.problem
     now = planner.writer(searched)
     located = relocated(plan, searched.problem, searched.tuples)
     if located is not None:
         plan = now.write(located, plan.ask, plan.training.padded_batch, certified=False)
     beaten = [found for name, change in _families(plan, planner) if (found := _beaten(planner, plan, name, change))]
-    del problem
     return Why(plan, tuple(beaten), time.perf_counter() - started)
 
 
@@ -193,7 +192,8 @@ def _costs_more(plan: Predicted, other: Predicted) -> str:
     """What grows most on the busiest stage."""
     a, b = _busiest(plan), _busiest(other)
     grows = max(b, key=lambda k: b[k] - a.get(k, 0))
-    return f"{grows} +{(b[grows] - a.get(grows, 0)) / 1e6:.0f} ms" if b[grows] > a.get(grows, 0) else "nothing in particular"
+    more = b[grows] - a.get(grows, 0)
+    return f"{grows} +{more / 1e6:.0f} ms" if more > 0 else "nothing in particular"
 
 
 def _share(p: Predicted, stage: int) -> str:
@@ -237,7 +237,8 @@ def verified(path: Path, run_model_code: bool = False) -> Verified:
 
     def is_full(group: Group) -> bool:
         label = f" {group.label}" if group.label else ""
-        return any(f"p={group.p} v={v} {name} m={group.m}{label}" in titles for name, v in planner.space.schedules(group))
+        return any(f"p={group.p} v={v} {name} m={group.m}{label}" in titles
+                   for name, v in planner.space.schedules(group))
 
     problem, tuples = rebuilt(planner.pricer, is_full, mixing=planner.request.mixing)
     faults = [f"since it was made, {line}" for line in plan.fingerprints.differences(
@@ -245,7 +246,8 @@ def verified(path: Path, run_model_code: bool = False) -> Verified:
     if tables_digest(problem) != certificate.problem_sha256 and not faults:
         faults.append("the tables are not those of the certificate")
     if [o.title for o in problem.outers] != [t.title for t in certificate.tuples]:
-        return Verified(plan, (*faults, "the outer tuples are not those of the space"), 0, time.perf_counter() - started)
+        faults.append("the outer tuples are not those of the space")
+        return Verified(plan, tuple(faults), 0, time.perf_counter() - started)
     located = relocated(plan, problem, tuples)
     price = None if located is None else evaluate(problem, located)
     if price is None or not price.fits or price.step_ns != plan.predicted.step_time_ns:

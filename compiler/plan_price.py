@@ -1,4 +1,4 @@
-"""`meshwright price`: what a layout of the user's own costs. Nothing is searched: cuts are those given, else even ones."""
+"""`meshwright price`: what a layout of the user's own costs. Nothing is searched: cuts are given or even."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def fixed(planner: Planner, layout: Layout) -> tuple[Plan, Searched]:
     own = SpaceLayout(layout.tp, layout.cp, "ulysses" if layout.cp_kind == "ulysses" else "ring", layout.dp)
     v = layout.chunks
     if layout.pp * v > len(space.order):
-        raise InvalidInputError(f"pp {layout.pp} · {v} chunks of {len(space.order)} layers", expected="a layer for each")
+        raise InvalidInputError(f"pp {layout.pp} · {v} chunks of {len(space.order)} layers",
+                                expected="a layer for each")
     choices = []
     for kind, layer in enumerate(space.kinds):
         reason = space.refusal(layer, own.tp, own.cp, own.cp_kind)

@@ -20,9 +20,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from .cluster import Cluster, LinkLevel
 
+T = TypeVar("T")
 FOLDER = Path(__file__).parent / "calibrations"
 FAMILY = {"a100-40": "a100-80", "h100-pcie": "h100-sxm", "h200": "h100-sxm", "h100-96-hbm2e": "h100-sxm",
           "b200": "b200", "gb200": "b200", "v100": "a100-80", "rtx-4090": "a100-80"}
@@ -73,11 +75,15 @@ class Software:
     backward kernel over the forward's. `fp8`: fraction of gemm_efficiency that fp8 products reach, by recipe;
     `generation`: seconds of computation over those of the reference, by stack; `eager_op_s`: one operator through the
     dispatcher, hidden behind the GPU's work where that is longer; `async_tp`: the part of tensor-parallel communication
-    that products can hide; `attention`: efficiency by kernel."""
+    that products can hide; `expert_overlap`: the part of a layer's pass that hides rows on their way to experts;
+    `expert_pass_s`: what sorting rows by experts costs the host in a pass, when row counts have to come back from the
+    GPU; `attention`: efficiency by kernel."""
 
     attention_backward: float = 0.8
     eager_op_s: float = 5e-6
     async_tp: float = 0.8
+    expert_overlap: float = 0.3
+    expert_pass_s: float = 3e-4
     fp8: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     generation: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     attention: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
@@ -92,11 +98,26 @@ def calibration_for(device: str) -> Calibration:
     return Calibration(device)
 
 
+def committed_software() -> Software:
+    """The committed coefficients of software, else the defaults above."""
+    path = FOLDER / "software.json"
+    return software_from_json(path.read_text()) if path.is_file() else Software()
+
+
 def calibration_from_json(text: str) -> Calibration:
     """Raises `ValueError`, in one sentence, for anything but what `--refit` writes."""
+    return _from_json(Calibration, "calibration", text)
+
+
+def software_from_json(text: str) -> Software:
+    """Raises `ValueError`, in one sentence, for anything but what `--refit` writes."""
+    return _from_json(Software, "software", text)
+
+
+def _from_json(kind: type[T], key: str, text: str) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Calibration).validate_python(json.loads(text)["calibration"])
+        return TypeAdapter(kind).validate_python(json.loads(text)[key])
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a calibration: {str(error).splitlines()[0]}") from None

@@ -10,7 +10,7 @@
     ring   keys and values go round, cp - 1 steps   2 · tokens / cp · kv heads / tp · size · 2 attention
         B  with their gradients                     twice that                                 attention
     Ulysses  four all-to-alls around attention      tokens / cp · width / tp · 2               nothing
-    experts  all-to-all over ep, there and back     rows / (tp · cp) · hidden · 2              nothing
+    experts  all-to-all over ep, there and back     rows / (tp · cp) · hidden · 2              a part of the pass
            all-gather, reduce-scatter over etp      etp times that                             nothing
     ZeRO 3   parameters, before F and before B      parameters / tp · 2                        the layer's own pass
     ZeRO 2, 3  reduce-scatter, every micro-batch    parameters / tp · reduce bytes             the layer's backward
@@ -27,19 +27,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from .cluster import Cluster
 from .collectives import COLLECTIVES
 from .group import Group
 from .layer_compute import LayerSeconds, splits, width
 from .model import LayerKind
-from .op_price import Rates, exposed_s
+from .op_price import Rates
+from .overlap import Phase, Window, exposed_by_window
 from .strategy import LayerStrategy, Placement, Training
 
-Phase = Literal["forward", "again", "backward", "last backward", "first forward"]
-Window = Literal["nothing", "products", "input gradients of products", "weight gradients of products", "attention",
-                 "the layer's forward", "the layer's backward"]
 ACTIVATION_BYTES = 2
 
 
@@ -96,7 +93,7 @@ class LayerTraffic:
         self.hidden = width(kind) or (table // kind.vocabulary if kind.vocabulary else 0)
 
     def collectives(self) -> tuple[Collective, ...]:
-        """In order of phases; those that share a phase and a window share what it hides."""
+        """Those that share a phase and a window share what it hides (`overlap.py`)."""
         found = [*self._tensor_parallel(), *self._context_parallel(), *self._experts(), *self._sharded(),
                  *self._synced()]
         return tuple(self._exposed(found))
@@ -174,10 +171,27 @@ class LayerTraffic:
             return
         size = grouped[0].shape[1] / (self.s.tp * self.s.cp) * self.hidden * ACTIVATION_BYTES
         for phase in (*self._phases(), "backward"):
-            yield from self._one("to experts and back", "all-to-all", "ep", phase, "nothing", size, 2)  # type: ignore[arg-type]
+            yield from self._dispatch(phase, size)  # type: ignore[arg-type]
             yield from self._one("gather rows", "all-gather", "etp", phase, "nothing", size * self.s.etp)  # type: ignore[arg-type]
             yield from self._one("scatter rows", "reduce-scatter", "etp", phase, "nothing",  # type: ignore[arg-type]
                                  size * self.s.etp)
+
+    def _dispatch(self, phase: Phase, size: float) -> Iterator[Collective]:
+        """Rows to their experts and back. Where one copy per node crosses the network, a token's rows go to
+        n · (1 - (1 - 1/n)^top-k) of n nodes on average; inside the node they spread over its own links."""
+        group = self.placement.group(self.s, "ep")
+        window: Window = "another micro-batch"
+        nodes = group.blocks[0]
+        if self.t.dispatch == "all-to-all" or nodes < 2 or group.size == nodes or not self.kind.top_k:
+            yield from self._one("to experts and back", "all-to-all", "ep", phase, window, size, 2)
+            return
+        top_k = self.kind.top_k
+        reached = nodes * (1 - (1 - 1 / nodes) ** top_k)
+        wide = size / top_k * reached  # an all-to-all of it sends what leaves the node
+        local = group.members[0]
+        inside = Group(local, (local,) * len(group.members), (1,) * len(group.blocks), group.concurrent)
+        seconds = max(self._seconds("all-to-all", group, wide), self._seconds("all-to-all", inside, size))
+        yield Collective("to experts and back", "all-to-all", "ep", phase, window, 2 * wide, 2 * seconds, 0.0)
 
     def _parts(self) -> list[tuple[str, str, float, float]]:
         """(what, axis of its shards, parameters, trainable ones) on a GPU."""
@@ -223,30 +237,12 @@ class LayerTraffic:
                 yield from self._one(f"gather parameters{what}", "all-gather", axis, "first forward", gather,
                                      trained * self.t.gather_bytes)
 
-    # -- windows ----------------------------------------------------------------------------------
-    def _window_s(self, phase: Phase, window: Window) -> float:
-        c = self.compute
-        own = {"forward": c.forward, "again": c.again, "first forward": c.forward}.get(phase, c.input_gradient)
-        if window == "nothing":
-            return 0.0
-        if window == "products":
-            gemm_s = own.gemm_s + (c.weight_gradient.gemm_s if phase == "backward" else 0.0)
-            return gemm_s * self.rates.software.async_tp
-        if window == "input gradients of products":
-            return c.input_gradient.column_s
-        if window == "weight gradients of products":
-            return c.weight_gradient.column_s
-        if window == "attention":
-            return own.attention_s
-        if window == "the layer's forward":
-            return c.forward.total_s
-        return c.again.total_s + c.input_gradient.total_s + c.weight_gradient.total_s
-
     def _exposed(self, found: list[Collective]) -> Iterator[Collective]:
         together: dict[tuple[Phase, Window], float] = {}
         for c in found:
             together[c.phase, c.window] = together.get((c.phase, c.window), 0.0) + c.seconds
+        shown = exposed_by_window(together, self.compute, self.rates)
         for c in found:
-            total = together[c.phase, c.window]
-            shown = exposed_s(total, self._window_s(c.phase, c.window), self.rates.calibration.overlap_loss)
-            yield Collective(c.name, c.kind, c.axis, c.phase, c.window, c.bytes, c.seconds, shown * c.seconds / total)
+            share = c.seconds / together[c.phase, c.window]
+            yield Collective(c.name, c.kind, c.axis, c.phase, c.window, c.bytes, c.seconds,
+                             shown[c.phase, c.window] * share)

@@ -37,6 +37,7 @@ class Seconds:
     memory_s: float = 0.0
     column_s: float = 0.0
     operators: int = 0
+    host_s: float = 0.0
     dispatch_s: float = field(default=0.0, compare=False)
 
     @property
@@ -45,8 +46,8 @@ class Seconds:
 
     @property
     def launch_s(self) -> float:
-        """What the dispatcher takes beyond the GPU's own time."""
-        return max(0.0, self.operators * self.dispatch_s - self.gpu_s)
+        """What the host takes beyond the GPU's own time."""
+        return max(0.0, self.operators * self.dispatch_s - self.gpu_s) + self.host_s
 
     @property
     def total_s(self) -> float:
@@ -99,6 +100,8 @@ class _Divided:
             if record.kind == "attention":
                 out.attention_s += self._attention_s(record, backward)
             elif record.kind in PRODUCT_KINDS:
+                if record.op == "grouped_mm" and not out.host_s:
+                    out.host_s = self.rates.software.expert_pass_s
                 role = self._role(index, record, backward, weights)
                 seconds = self._product_s(record, role, backward, weights)
                 out.gemm_s += seconds
@@ -143,7 +146,7 @@ class _Divided:
             return self.rates.product_s(1, m, k, n, fp8=self.fp8) + accumulated_s
         output = (role == "column") != backward  # the input's gradient turns the weights around
         m, k, n = m / cp, k if output else k / tp, n / tp if output else n
-        return self.rates.product_s(1, m, k, n, fp8=self.fp8)
+        return self.rates.product_s(1, m, k, n, fp8=self.fp8, quantized=m * k)
 
     def _splits_output(self, role: Split, shape: tuple[int, ...]) -> bool:
         """Whether tp divides the last dimension of a weight's gradient [k, n] or [n, k]."""
@@ -161,7 +164,7 @@ class _Divided:
         if weights:
             accumulated_s = self.rates.memory_s(local * k_own * n_own * (2 * self.rates.training.gradient_bytes - 2))
             return self.rates.product_s(local, k_own, own_rows, n_own, fp8=self.fp8) + accumulated_s
-        return self.rates.product_s(local, own_rows, k_own, n_own, fp8=self.fp8)
+        return self.rates.product_s(local, own_rows, k_own, n_own, fp8=self.fp8, quantized=local * own_rows * k_own)
 
 
 # -- which product is divided how -----------------------------------------------------------------

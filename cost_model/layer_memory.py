@@ -78,10 +78,14 @@ def _saved(kind: LayerKind, strategy: LayerStrategy, training: Training) -> tupl
 
 def _working_set(kind: LayerKind, strategy: LayerStrategy, training: Training) -> float:
     """Two of the largest gradients of activations (an operator's operand and result), and, while a layer is run again,
-    everything that running it saves."""
+    everything that running it saves. A fused loss turns the probabilities that it saved into the gradient of the
+    logits: one tensor as large as the widest product's result."""
     fused = training.fusion != "none" and bool(kind.fused_backward)
-    sizes = [r.bytes_written for i, r in enumerate(kind.backward) if i not in set(kind.weight_only)
-             and (not fused or r.kind in PRODUCT_KINDS or kind.fused_backward[i])]
+    delayed = set(kind.weight_only)
+    if fused:
+        sizes = [r.bytes_written / (2 if kind.vocabulary else 1) for r in kind.forward if r.kind in PRODUCT_KINDS]
+    else:
+        sizes = [float(r.bytes_written) for i, r in enumerate(kind.backward) if i not in delayed]
     again = max(0, kind.saved["none" if not fused else "min-cut"].bytes - kind.saved[strategy.recompute].bytes
                 ) if strategy.recompute in ("selective", "full") else 0
     return (2 * max(sizes, default=0) + again) / (strategy.tp * strategy.cp)

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .calibration import Calibration, Software
+from .calibration import Calibration, Software, committed_software
 from .cluster import Cluster
 from .collectives import all_gather_s, all_to_all_s, point_to_point_s
 from .layer_communication import ACTIVATION_BYTES, Collective, LayerTraffic, parameters_per_gpu
@@ -78,7 +78,7 @@ def price_layer(kind: LayerKind, strategy: LayerStrategy, training: Training, pl
                 compute: LayerSeconds | None = None) -> LayerPrice:
     """Price a layer captured for one micro-batch of its whole sequence; `compute` where that is known already. Raises
     `ClusterError` for groups that don't fit the cluster, `KeyError` for a recomputation mode that was not captured."""
-    rates = Rates(placement.cluster.device, calibration, software or Software(), training)
+    rates = Rates(placement.cluster.device, calibration, software or committed_software(), training)
     compute = compute or layer_seconds(kind, strategy, rates)
     cluster = _cluster(placement, calibration)
     traffic = LayerTraffic(kind, strategy, training, placement, rates, compute, cluster)

@@ -14,7 +14,7 @@ from .strategy import Training
 
 FP8 = "float8_e4m3fn"
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "tfloat32": 4, "bfloat16": 2, "float16": 2, FP8: 1, "float8_e5m2": 1}
-QUANTIZE_BYTES = 4  # of an operand's element: read in 16 bit, written in 8 bit for both orders that the passes need
+QUANTIZE_BYTES = 4  # of an activation's element: read in 16 bit, written in 8 bit for both orders the passes need
 AMPERE_KERNELS = frozenset(("flash-2", "triton"))
 WARPGROUP_DEVICES = frozenset(("h100-sxm", "h100-pcie", "h200", "h100-96-hbm2e", "b200", "gb200"))
 MMA_OF_WARPGROUP_PEAK = 0.63
@@ -50,20 +50,20 @@ class Rates:
         return moved_bytes / (self.device.memory_bandwidth_bytes_per_s * self.calibration.memory_efficiency) * self.slow
 
     def product_s(self, batch: float, m: float, k: float, n: float, *, fp8: bool = False,
-                  weights_bytes: float | None = None) -> float:
-        """Seconds of `batch` products [m, k] · [k, n]; with `fp8`, quantising both operands included. `weights_bytes`:
-        of the right operands where they are fewer than `batch` · k · n elements."""
+                  quantized: float = 0.0) -> float:
+        """Seconds of `batch` products [m, k] · [k, n]; with `fp8`, quantising `quantized` elements included: forward
+        the input, backward the output's gradient; weights are quantised once a step and their gradients find both
+        operands quantised."""
         c = self.calibration
         element = ELEMENT_BYTES.get(self.training.compute, 2)
         peak = self.device.peak(self.training.compute) * c.gemm_efficiency
         extra_s = 0.0
         if fp8 and FP8 in self.device.peak_flops_per_s:
             peak = self.device.peak(FP8) * c.gemm_efficiency * self.software.fp8.get(self.training.fp8_recipe, 0.85)
-            extra_s = self.memory_s(QUANTIZE_BYTES * batch * (m * k + k * n))
+            extra_s = self.memory_s(QUANTIZE_BYTES * quantized)
             element = 1
         fill = (1 + c.gemm_depth_knee / max(k, 1)) * (1 + c.gemm_area_knee / max(batch * m * n, 1))
-        right = batch * k * n * element if weights_bytes is None else weights_bytes
-        moved = batch * (m * k * element + m * n * 2) + right
+        moved = batch * (m * k * element + m * n * 2 + k * n * element)
         math_s = 2 * batch * m * k * n / peak * fill * self.slow
         return max(math_s, self.memory_s(moved)) + extra_s + c.kernel_s
 

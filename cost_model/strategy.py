@@ -83,6 +83,7 @@ class LayerStrategy:
 
 
 Fusion = Literal["none", "kernels", "compiled"]
+Dispatch = Literal["all-to-all", "once per node"]
 OptimizerName = Literal["adamw", "adamw-8bit", "adamw-bf16", "sgd", "sgd-momentum"]
 OPTIMIZER_STATE_BYTES: dict[str, float] = {
     "adamw": 8, "adamw-8bit": 2.0625, "adamw-bf16": 4, "sgd": 0, "sgd-momentum": 4}
@@ -99,8 +100,10 @@ class Training:
     `reduce_bytes`, `gather_bytes`: per parameter on the wire in gradient reduction and in gathering. `compute`: dtype
     of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits.
     `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
-    `software`: names of `calibration.Software`'s coefficients. `sequence_parallel` False: tensor parallelism as it was
-    before (all-reduces). Frozen parameters are the model's own (`ParameterGroup.trainable`).
+    `software`: names of `calibration.Software`'s coefficients. `dispatch`: how rows travel to experts, one copy for
+    each expert, or over the network one for each node (DeepEP: DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2).
+    `sequence_parallel` False: tensor parallelism as it was before (all-reduces). Frozen parameters are the model's own
+    (`ParameterGroup.trainable`).
     """
 
     optimizer: OptimizerName = "adamw"
@@ -115,6 +118,7 @@ class Training:
     flash_attention: bool = True
     attention_kernel: str = ""
     async_tp: bool = False
+    dispatch: Dispatch = "all-to-all"
     sequence_parallel: bool = True
     overlap_gradients: bool = True
     prefetch_parameters: bool = True

@@ -107,8 +107,9 @@ class History:
 
 class Fronts:
     """The fronts of one outer tuple, each computed once. `chain(kinds)` is exact, but for what keeps a stage busy for
-    `below_ns` or more, and raises `TooLarge` once that took more than `most_work` comparisons. A `place`, a stage and chunk, keeps
-    only the least busy time at each memory there, two columns instead of eight: that scales."""
+    `below_ns` or more, and raises `TooLarge` once that took more than `most_work` comparisons. A `place`, a stage and
+    chunk, keeps only the least busy time at each memory there, two columns instead of eight: that scales. `allowed` may
+    leave only some options of a kind there."""
 
     def __init__(self, tables: Tables, below_ns: int = 1 << 62, most_work: int = MOST_WORK,
                  allowed: Sequence[frozenset[int]] | None = None) -> None:

@@ -9,6 +9,7 @@ the whole space, the relaxed part included.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from .evaluate import Evaluation, evaluate
 from .pricing import Choice, GroupTables, Pricer
 from .problem import Outer, Plan, Problem
 from .search import Found, NothingFits, Outcome, search_below
-from .space import Group, Space
+from .space import Group
 
 WITHIN = 0.0075  # a plan this close to every open bound ends the search
 MOST_WORK = 20_000_000  # comparisons of the exact search per outer tuple: a tenth of a second
@@ -62,7 +63,7 @@ class GroupSearch:
         groups = list(self.space.groups())
         hopes = {group: self._relaxed(group) for group in groups}
         for group in sorted(groups, key=lambda g: (hopes[g], groups.index(g))):
-            self._visit(group, hopes[group])
+            self._visit(group)
         return self._assembled(groups)
 
     @property
@@ -73,16 +74,30 @@ class GroupSearch:
     def _enough(self) -> int:
         return math.ceil(self.best[0] * (1 - self.within)) if self.best else INFINITE
 
-    def _relaxed(self, group: Group) -> int:
-        """What the group's simplest schedule could reach by its relaxed tables; these are kept until better ones are
-        needed."""
+    def _relaxed(self, group: Group) -> float:
+        """About what the group could reach by its relaxed tables: even stages, the bubble of 1F1B, synchronisation with
+        ZeRO 1. It decides on the order of groups only. The tables are kept until better ones are needed."""
         tables = self.tables[group] = self.pricer.relaxed(group)
         outers = tables.outers(self.space)
-        return Bound(self.problem(outers[:1]), outers[0]).lower_bound(relative=0.01) if outers else INFINITE
+        if not outers:
+            return INFINITE
+        tail = sum(min(tails.values()) for kind in self.space.order if (tails := tables.tails[kind]))
+        busiest = self._busiest(tables)
+        return busiest * (group.m + group.p - 1) + tail * 1e9 / group.p if busiest < INFINITE else INFINITE
 
-    def _visit(self, group: Group, hope: int) -> None:
+    def _busiest(self, tables: GroupTables) -> float:
+        """ns per micro-batch of the busiest stage, if layers are shared out as evenly as whole layers can be."""
+        p, counts = tables.group.p, Counter(self.space.order)
+        least = {kind: min((c.option.forward_ns + c.option.input_gradient_ns + c.option.weight_gradient_ns
+                            for c in tables.choices[kind]), default=INFINITE) for kind in counts}
+        total = sum(n * least[kind] for kind, n in counts.items())
+        major = max(counts, key=lambda kind: counts[kind])
+        slots = -(-total // (p * least[major])) if least[major] else 1
+        return max(total / p, *least.values(), (slots if p > 1 else 0) * least[major] * 0.99)
+
+    def _visit(self, group: Group) -> None:
         outers = self.tables[group].outers(self.space)
-        bounds = [INFINITE if hope >= INFINITE else self._bound(outer) for outer in outers]
+        bounds = [self._bound(outer) for outer in outers]
         open_ = [i for i, lower in enumerate(bounds) if lower < self._enough]
         outcomes = {i: self._closed(i, lower) for i, lower in enumerate(bounds) if i not in open_}
         if open_:
@@ -97,8 +112,10 @@ class GroupSearch:
         self.outcomes[group] = [outcomes[i] for i in range(len(outers))]
 
     def _bound(self, outer: Outer) -> int:
+        """`_enough` or more where relaxed tables close the tuple, else some bound below it."""
         bound = Bound(self.problem([outer]), outer)
-        return bound.lower_bound(self._enough, relative=0.001) if bound.fits() else INFINITE
+        quick, enough = bound.quick(), self._enough
+        return quick if quick >= enough or bound.reaches(enough - 1) else enough
 
     def _closed(self, index: int, lower: int) -> Outcome:
         if lower >= INFINITE:
@@ -131,7 +148,8 @@ class GroupSearch:
         return Searched(problem, tuple(tuples), Found(plan, evaluation, tuple(outcomes), self.exact))
 
 
-def rebuilt(pricer: Pricer, is_full: Callable[[Group], bool], *, mixing: bool = False) -> tuple[Problem, tuple[Tuple, ...]]:
+def rebuilt(pricer: Pricer, is_full: Callable[[Group], bool], *,
+            mixing: bool = False) -> tuple[Problem, tuple[Tuple, ...]]:
     """The problem that a search ended with, given which groups it priced in full."""
     search, tuples = GroupSearch(pricer, mixing=mixing), list[Tuple]()
     for group in pricer.space.groups():

@@ -1,4 +1,4 @@
-"""Why nothing fits: the binding stage of the plan of least memory, what is missing, and changes that were tried and fit.
+"""Why nothing fits: the binding stage of the plan of least memory, what is missing, and changes that fit when tried.
 
 Memory needs no times: per tuple and layout, the least that a stage can hold is a sum over its layers. The tuple of
 least memory is then cut exactly by `nearest.py`. A change is only named after a search has found a plan with it.

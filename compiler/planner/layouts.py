@@ -25,37 +25,40 @@ Best = tuple[int, Plan] | None
 
 def best_of_layouts(tables: Tables, bound: Bound, index: int, lower: int, below: int) -> Best:
     """A plan faster than `below` ns, or None."""
-    layouts = ranked(tables, bound)
+    costs = ranked(tables, bound)
+    layouts = list(costs)
     everything = [frozenset(range(len(own))) for own in tables.outer.options]
     if len(layouts) <= 1 or tables.problem.mixing:
         return Large(Fronts(tables), bound, index).best(lower, below)
     best: Best = None
     chosen = None
     for layout in layouts[:MOST_LAYOUTS]:
+        if costs[layout] > below:
+            break  # its mean stage alone is busier
         own = [_in_layout(tables, kind, layout) or everything[kind] for kind in range(len(everything))]
         found = Large(Fronts(tables, allowed=own), bound, index).best(lower, below)
         if found is not None and found[0] < below:
             best, below, chosen = found, found[0], layout
-    if chosen is None:
+    if chosen is None or best is None:
         return None
     wider = Large(Fronts(tables, allowed=_wider(tables, bound, chosen, layouts)), bound, index)
-    assert best is not None
     return wider.improved(best, below) or best
 
 
-def ranked(tables: Tables, bound: Bound) -> list[int]:
-    """Layouts of the kinds of most layers, the least busy mean stage first; those that don't fit come last."""
+def ranked(tables: Tables, bound: Bound) -> dict[int, float]:
+    """Layouts of the kinds of most layers with the busy time of their mean stage, the least busy one first."""
     counts, p = Counter(tables.problem.layers), tables.outer.p
     common = [kind for kind, n in counts.items() if n >= p] or list(counts)
     found = sorted({(o.layout_in, o.layout_out) for kind in common for o in tables.outer.options[kind]})
-    costs = {}
+    costs = dict[int, float]()
     for layout, last in found:
         if layout == last:
-            parts = [(kind, max(1, counts[kind] // p), tuple(sorted(_in_layout(tables, kind, layout)))) for kind in common]
+            parts = [(kind, max(1, counts[kind] // p), tuple(sorted(_in_layout(tables, kind, layout))))
+                     for kind in common]
             costs[layout] = bound.least_among([part for part in parts if part[2]])
     if any(a != b for a, b in found):
-        return []  # layers that change the layout: nothing to restrict
-    return sorted(costs, key=lambda layout: (costs[layout], layout))
+        return {}  # layers that change the layout: nothing to restrict
+    return dict(sorted(costs.items(), key=lambda one: (one[1], one[0])))
 
 
 def _in_layout(tables: Tables, kind: int, layout: int) -> frozenset[int]:

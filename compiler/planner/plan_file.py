@@ -1,4 +1,4 @@
-"""From what a search found to the plan file of `runtime/plan.py`: names instead of positions, predictions that add up."""
+"""From what a search found to the plan file of `runtime/plan.py`: names for positions, predictions that add up."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class PlanWriter:
         return schema.Plan(
             ask=ask,
             model=schema.Model(name=self.description.name, parameters=self.description.parameter_count, layers=names),
-            mesh=Mesh(gpus=cluster.gpus, gpus_per_node=cluster.gpus_per_node, pp=outer.p, order=group.order,  # type: ignore[arg-type]
+            mesh=Mesh(gpus=cluster.gpus, gpus_per_node=cluster.gpus_per_node, pp=outer.p,
+                      order=group.order,  # type: ignore[arg-type]
                       expert_order=("pp", "etp", "ep", "edp") if inner else ("etp", "ep", "edp", "pp")),
             parts=tuple(Part(stage=k % outer.p, chunk=k // outer.p, first=names[a], last=names[b - 1])
                         for k, (a, b) in enumerate(pairwise((0, *plan.ends)))),

@@ -16,8 +16,8 @@ from ...cost_model.calibration import calibration_for
 from ...cost_model.cluster import Cluster
 from ...cost_model.strategy import Training
 from ...runtime import plan as schema
-from ...runtime.plan_data import Fingerprints
 from ...runtime.errors import DoesNotFitError, InvalidInputError, UnsupportedError
+from ...runtime.plan_data import Fingerprints
 from ..cluster_command import load_cluster
 from .captured import ModelAtAnyBatch
 from .group_search import WITHIN, GroupSearch, Searched
@@ -32,8 +32,8 @@ LARGEST = 1 << 31
 
 @dataclass(frozen=True)
 class Request:
-    """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given one
-    can't be divided. Raises `InvalidInputError`."""
+    """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
+    one can't be divided. Raises `InvalidInputError`."""
 
     model: str
     cluster: str
@@ -98,14 +98,14 @@ class Planner:
         """Samples that are computed: the global batch, or with `pad_batch` the next multiple of the largest odd factor
         of the GPUs, below which some stage could not share the batch."""
         batch, odd = self.request.global_batch, self.cluster.gpus
-        while odd % 2 == 0:
+        while not odd % 2:
             odd //= 2
         if not self.request.pad_batch:
             return batch
-        step = odd * 2 ** max(0, min(10, (self.cluster.gpus // odd).bit_length() - 1))
+        step = self.cluster.gpus
         while step > odd and step > batch:
             step //= 2
-        return -(-batch // step) * step
+        return int(-(-batch // step) * step)
 
     @cached_property
     def space(self) -> Space:

@@ -14,9 +14,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ...cost_model.calibration import Calibration, Software
+from ...cost_model.calibration import Calibration, Software, committed_software
 from ...cost_model.cluster import ClusterError
 from ...cost_model.layer_compute import LayerSeconds, layer_seconds
 from ...cost_model.layer_memory import layer_memory
@@ -57,6 +57,7 @@ class GroupTables:
     reshard: tuple[tuple[Reshard, ...], ...]
     transfer: tuple[tuple[Transfer, ...], ...]
     relaxed: bool = False
+    tails: tuple[dict[int, float], ...] = ()  # relaxed: per kind and layout, seconds of synchronisation with ZeRO 1
 
     def outers(self, space: Space) -> list[Outer]:
         """An outer tuple per schedule."""
@@ -81,7 +82,7 @@ class Pricer:
     def __init__(self, model: ModelAtAnyBatch, space: Space, training: Training, calibration: Calibration,
                  software: Software | None = None) -> None:
         self.model, self.space, self.training, self.calibration = model, space, training, calibration
-        self.software = software or Software()
+        self.software = software or committed_software()
         self.rates = Rates(space.cluster.device, calibration, self.software, training)
         self._placements: dict[tuple[int, tuple[str, ...]], Placement] = {}
         self._prices: dict[tuple[int, int, LayerStrategy, Placement], LayerPrice] = {}
@@ -131,10 +132,11 @@ class Pricer:
     def relaxed(self, group: Group) -> GroupTables:
         """See the top of this file."""
         layouts = self.space.layouts(self.placement(group).stage_gpus, group.m)
-        choices = tuple(tuple(self._least(kind, layouts, group)) for kind in range(len(self.space.kinds)))
+        tails: tuple[dict[int, float], ...] = tuple({} for _ in self.space.kinds)
+        choices = tuple(tuple(self._least(kind, layouts, group, tails[kind])) for kind in range(len(self.space.kinds)))
         free = tuple(tuple(Reshard() for _ in layouts) for _ in layouts)
         moved = tuple(tuple(Transfer() for _ in layouts) for _ in layouts)
-        return GroupTables(group, layouts, choices, free, moved, relaxed=True)
+        return GroupTables(group, layouts, choices, free, moved, True, tails)
 
     def _choices(self, kind: int, layouts: Sequence[Layout], group: Group) -> Iterator[Choice]:
         layer = self.space.kinds[kind]
@@ -155,9 +157,9 @@ class Pricer:
                 self.space.leave("layout", layout.title, str(error))
                 return []
             self.priced += 1
-            found.append(Choice(Option.model_construct(
-                name=_name(strategy), family=f"{layout.title} ep{ep} etp{etp}", **price.integers(), layout_in=index,
-                layout_out=index), strategy))
+            fields: dict[str, Any] = {"name": _name(strategy), "family": f"{layout.title} ep{ep} etp{etp}",
+                                      "layout_in": index, "layout_out": index, **price.integers()}
+            found.append(Choice(Option.model_construct(**fields), strategy))
         kept = _undominated(found)
         self.dominated += len(found) - len(kept)
         return kept
@@ -174,7 +176,7 @@ class Pricer:
             kept = [*(other for other in kept if not any(other is c for c in covered)), own]
         return kept
 
-    def _least(self, kind: int, layouts: Sequence[Layout], group: Group) -> Iterator[Choice]:
+    def _least(self, kind: int, layouts: Sequence[Layout], group: Group, tails: dict[int, float]) -> Iterator[Choice]:
         layer, placement = self.space.kinds[kind], self.placement(group)
         modes = [mode for mode in MODES if mode in layer.saved]
         for index, layout in enumerate(layouts):
@@ -182,15 +184,17 @@ class Pricer:
             families = list(self.space.families(layer, layout))
             if not families:
                 continue
-            free = [s for ep, etp in families for s in self.space.strategies(layer, layout, ep, etp)]
-            if not free:
+            free = next(iter(self.space.strategies(layer, layout, *families[0])), None)
+            if free is None:
                 continue
-            base = replace(free[0], zero=0, shard=0, recompute="none")
+            base = replace(free, zero=int(layout.dp * layout.cp > 1), shard=0, recompute="none")
             times = [self._seconds(kind, samples, replace(base, ep=ep, etp=etp)) for ep, etp in families]
             try:
                 traffic = self.price(kind, samples, base, placement) if not layer.experts else None
             except ClusterError:
                 continue
+            if traffic:
+                tails[index] = traffic.sync_s + traffic.optimizer_s
             sparse = replace(base, zero=3 if layout.dp * layout.cp > 1 else 0)
             held = [layer_memory(self.model.kinds(samples)[kind], replace(sparse, ep=ep, etp=etp, recompute=mode),
                                  self.training, owns_tied=False) for ep, etp in families for mode in modes]

@@ -17,7 +17,6 @@ from .evaluate import Evaluation, evaluate
 from .fronts import MOST_WORK, Fronts, TooLarge
 from .layered import Layered
 from .layouts import best_of_layouts
-from .layered import Layered
 from .problem import Outer, Plan, Problem
 from .tables import Tables
 

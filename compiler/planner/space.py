@@ -25,6 +25,7 @@ from ...cost_model.schedules import ScheduleName
 from ...cost_model.strategy import ORDER, CpKind, LayerStrategy
 from ...runtime.errors import InvalidInputError, UnknownNameError
 
+UNEVEN = 8  # interleaved: at most one part in so many is a layer longer or shorter than the others
 INNERMOST_PIPELINE = ("pp", "tp", "cp", "dp")
 MODES: tuple[RecomputeMode, ...] = ("none", "selective", "full")
 BANS = ("hsdp", "ring", "ulysses", "gpipe", "1f1b", "interleaved", "zb-h1", "zero0", "zero1", "zero2", "zero3",
@@ -105,7 +106,9 @@ class Group(NamedTuple):
 
     @property
     def label(self) -> str:
-        return "" if self.order == ORDER else "pp innermost" if self.order == INNERMOST_PIPELINE else "-".join(self.order)
+        if self.order == ORDER:
+            return ""
+        return "pp innermost" if self.order == INNERMOST_PIPELINE else "-".join(self.order)
 
 
 @dataclass
@@ -168,7 +171,13 @@ class Space:
             self.leave("interleave", f"p={p} m={m}", f"{p} stages do not divide {m} micro-batches")
             return
         for v in range(2, layers // p + 1):
-            if self.pins.allows("interleave", v):
+            if not self.pins.allows("interleave", v):
+                continue
+            uneven = min(layers % (p * v), -layers % (p * v))
+            if uneven * UNEVEN > p * v and self.pins.interleave is None:
+                self.leave("interleave", f"{v} at pp {p}", f"{uneven} of {p * v} parts would differ by a layer from "
+                                                           "the others (pin it to have it)")
+            else:
                 yield "interleaved", v
 
     def _scheduled(self, name: str) -> bool:
@@ -210,8 +219,8 @@ class Space:
             return
         more = next((q for q in _primes(cp) if self.global_batch % (m * dp * q) == 0), None)
         if more is not None and self.pins.cp is None and self.pins.dp is None and self.pins.micro_batch is None:
-            self.leave("cp", f"{cp} at dp {dp}, m {m}", f"dp {dp * more} and cp {cp // more} do the same work with less "
-                                                       "communication: the batch has samples enough")
+            self.leave("cp", f"{cp} at dp {dp}, m {m}", f"dp {dp * more} and cp {cp // more} do the same work with "
+                                                        "less communication: the batch has samples enough")
             return
         for kind in ("ring", "ulysses"):
             if kind in self.pins.banned:
