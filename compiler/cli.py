@@ -114,7 +114,6 @@ def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=C
     _print(found.as_dict() if as_json else found)
 
 
-
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[None]:
     """A bar on the terminal with the time passed; silent when stderr is no terminal."""
