@@ -63,6 +63,8 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
 
     @app.command()
     def report(plan: PlanFile, output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")],
+               why: Annotated[bool, typer.Option("--why", help="Also search the families that PLAN beat; takes as long "
+                                                               "as meshwright why.")] = False,
                trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
                run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Write PLAN, priced again, as one HTML page: pipeline, memory, costs, search, strategies. It opens without a
@@ -71,6 +73,11 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
         from .plan_page import plan_page
 
         found = opened(plan, stored, allow_edited, run_model_code)
+        if why:
+            from .plan_answers import why_of
+
+            with progress(f"searching the families that {plan} beat"):
+                found = found.with_beaten(why_of(plan, run_model_code).beaten)
         _write_trace(trace, found.plan)
         page = plan_page(found)
         write_atomically(output, page)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import MeshwrightError
 from ..runtime.plan import Plan
+from ..runtime.plan_predictions import Beaten
 from ..runtime.plan_table import GIB, duration, footnotes
 from .plan_timeline import step_fault
 
@@ -31,6 +32,10 @@ class Shown:
     @property
     def fits(self) -> bool:
         return self.plan.predicted.fits
+
+    def with_beaten(self, beaten: tuple[Beaten, ...]) -> Shown:
+        """With the best plans of other families beside it."""
+        return replace(self, plan=self.plan.model_copy(update={"beaten": beaten}))
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as in its file, and what follows from it."""
