@@ -29,7 +29,7 @@ def plan_page(shown: Shown) -> str:
     plan = shown.plan
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         plan=plan, lines=headline(plan), cards=_cards(plan), notes=[*shown.notes, *footnotes(plan)],
-        missing=missing(plan.predicted), groups=layer_groups(plan), strategy=_strategy(plan),
+        missing=missing(plan.predicted), strategy=_strategy(plan),
         timelines=timeline_charts(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
         memory_table=_memory(plan), time_table=_times(plan),
         families=_families(plan), beaten=[(b, *beaten_by(plan, b)) for b in plan.beaten], settings=_settings(plan))
@@ -82,10 +82,15 @@ def _families(plan: Plan) -> list[list[str]]:
     return [row for *_, row in sorted(rows)[:MOST_FAMILIES]]
 
 
-def _strategy(plan: Plan) -> list[list[str]]:
-    return [[g.where, g.layers, str(g.count), g.kind, g.options.title, f"{g.compute_ns / g.count / 1e6:,.2f}",
-             f"{g.exposed_ns / g.count / 1e6:,.2f}", f"{g.memory_bytes / g.count / GIB:.2f}", g.low_confidence]
-            for g in layer_groups(plan)]
+def _strategy(plan: Plan) -> tuple[list[str], list[list[str]], list[int]]:
+    """Heads, rows, and which columns are text."""
+    heads = ["stage", "layers", "count", "kind", "runs as", "compute ms", "exposed ms", "GiB"]
+    groups = layer_groups(plan)
+    doubt = any(g.low_confidence for g in groups)
+    rows = [[g.where, g.layers, str(g.count), g.kind, g.options.title, f"{g.compute_ns / g.count / 1e6:,.2f}",
+             f"{g.exposed_ns / g.count / 1e6:,.2f}", f"{g.memory_bytes / g.count / GIB:.2f}",
+             *([g.low_confidence] if doubt else [])] for g in groups]
+    return [*heads, *(["low confidence"] if doubt else [])], rows, [0, 1, 3, 4, 8]
 
 
 def _memory(plan: Plan) -> tuple[list[str], list[list[str]]]:
