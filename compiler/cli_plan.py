@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -89,8 +90,8 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
         if runnable_only:
             refuse_runnable_only()
         pins = _pins({"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep, "etp": etp, "zero": zero,
-                      "recompute": recompute, "schedule": schedule, "interleave": interleave, "micro_batches": micro_batches,
-                      "micro_batch": micro_batch},
+                      "recompute": recompute, "schedule": schedule, "interleave": interleave,
+                      "micro_batches": micro_batches, "micro_batch": micro_batch},
                      {"tp": (no_tp, 1), "cp": (no_cp, 1), "pp": (no_pp, 1), "ep": (no_ep, 1), "zero": (no_zero, 0),
                       "recompute": (no_recompute, "none"), "interleave": (no_interleave, 1)},
                      [*(ban or []), *(["hsdp"] if no_hsdp else [])])
@@ -100,7 +101,10 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
             answer: PlanAnswer = plan_for(request, objective, target_tokens_per_s, prove)
         if answer.plan is not None and output is not None:
             answer.plan.save(output)
-        show_value(answer.as_dict() if as_json else answer)
+        if answer.plan is None and not as_json:
+            print(f"meshwright: {answer.as_dict()['reason']}", file=sys.stderr)
+        else:
+            show_value(answer.as_dict() if as_json else answer)
         if answer.plan is None:
             raise typer.Exit(DOES_NOT_FIT)
 
@@ -185,8 +189,6 @@ def _pins(values: dict[str, Any], off: dict[str, tuple[bool, Any]], banned: list
 def _galvatron(show_value: Callable[[Any], None], progress: Callable[[str], AbstractContextManager[None]],
                profiles: Path, layers: int, gpus: int, memory_gb: float, global_batch: int, chunks: int | None,
                hidden: int | None, output: Path | None, as_json: bool) -> None:
-    import sys
-
     from ..runtime.plan import write_atomically
     from .plan_command import plan_from_galvatron_profiles
     from .planner.galvatron import Ask

@@ -17,7 +17,8 @@ from .large import Large
 from .problem import Plan
 from .tables import Tables
 
-MOST_LAYOUTS = 3
+MOST_LAYOUTS = 12
+MOST_UNEVEN = 3  # layouts tried with others for rarer kinds where none fits alone
 MOST_OTHER = 4  # layouts of a rarer kind, besides the one of most layers
 
 Best = tuple[int, Plan] | None
@@ -39,8 +40,10 @@ def best_of_layouts(tables: Tables, bound: Bound, index: int, lower: int, below:
         found = Large(Fronts(tables, allowed=own), bound, index).best(lower, below)
         if found is not None and found[0] < below:
             best, below, chosen = found, found[0], layout
-    if chosen is None or best is None:
-        return None
+    if chosen is None or best is None:  # rarer kinds may fit in another layout only
+        tries = (Large(Fronts(tables, allowed=_wider(tables, bound, layout, layouts)), bound, index).best(lower, below)
+                 for layout in layouts[:MOST_UNEVEN] if costs[layout] <= below)
+        return next((found for found in tries if found is not None), None)
     wider = Large(Fronts(tables, allowed=_wider(tables, bound, chosen, layouts)), bound, index)
     return wider.improved(best, below) or best
 

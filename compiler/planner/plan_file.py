@@ -72,7 +72,8 @@ class PlanWriter:
             schedule=Schedule(name=outer.schedule, stages=outer.p, chunks=outer.v, micro_batches=outer.m,
                               micro_batch_samples=batch // outer.m),
             training=self._training(batch), predicted=self._predicted(plan, evaluation, layers, ranges, ask),
-            certificate=self._certificate() if certified else None, fingerprints=fingerprints(self.model, self.pricer, ask))
+            certificate=self._certificate() if certified else None,
+            fingerprints=fingerprints(self.model, self.pricer, ask))
 
     def _layers(self, plan: Plan) -> list[_Layer]:
         group = self.searched.tuples[plan.outer].tables.group
