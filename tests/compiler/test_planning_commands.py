@@ -74,7 +74,7 @@ def test_why_lists_families_with_what_holds_them_back(saved: Path) -> None:
     assert "tp 2" in families and "pp 2" not in families  # pp was pinned
     step_ns = data["step_time_s"] * 1e9
     assert all(b["step_time_ns"] is None or b["step_time_ns"] >= 0.95 * step_ns for b in data["beaten"])
-    assert families["no ZeRO"]["step_time_ns"] is None
+    assert families["no ZeRO"]["step_time_ns"] > 1.05 * step_ns  # the states fit only where tp divides them
     assert families["tp 2"]["binding"].startswith("exposed")
     near = [b for b in data["beaten"] if b["near_tie"]]
     assert all(b["step_time_ns"] <= 1.05 * step_ns for b in near)
