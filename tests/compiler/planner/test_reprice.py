@@ -12,8 +12,11 @@ import pytest
 
 from meshwright.compiler.plan_answers import planner_of
 from meshwright.compiler.plan_files import priced_plan
+from meshwright.compiler.planner.export import export
+from meshwright.compiler.planner.foreign import read_foreign
 from meshwright.compiler.planner.plan_model import Planner, Request
 from meshwright.compiler.planner.reprice import reprice
+from meshwright.compiler.planner.space import Pins
 from meshwright.runtime.errors import InvalidInputError
 from meshwright.runtime.plan import Plan
 
@@ -29,12 +32,27 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Planner, Plan]:
     """A searched plan of a small model on 8 GPUs, with a pipeline so that more can go wrong."""
     path = tmp_path_factory.mktemp("model") / "config.json"
     path.write_text(json.dumps(CONFIG))
-    from meshwright.compiler.planner.space import Pins
-
     planner = Planner(Request(str(path), "1x8 h100-sxm", 256, 32, Pins(pp=2)))
     answer = planner.solve()
     assert answer.plan is not None
     return planner, answer.plan
+
+
+def test_experts_are_priced_and_exported_again(tmp_path: Path) -> None:
+    config = {**CONFIG, "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_hidden_layers": 2,
+              "num_local_experts": 4, "num_experts_per_tok": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    planner = Planner(Request(str(tmp_path / "config.json"), "1x4 h100-sxm", 128, 8, Pins(ep=2)))
+    made = planner.solve().plan
+    assert made is not None
+    block, *others = [r for r in made.layers if r.experts]
+    assert all((r.experts, r.options.ep) == (4, 2) for r in (block, *others))
+    assert reprice(made, planner).predicted == made.predicted
+    for target in ("torchtitan", "megatron"):
+        exported = export(made, target)
+        layout = read_foreign(exported.text)
+        assert layout.ep == 2 and exported.expressed["layers.options.ep"]
+        assert "layers.options.etp" in exported.cannot or layout.etp == block.options.etp
 
 
 def edited(made: Plan, change: Callable[[dict[str, Any]], Any]) -> Plan:
