@@ -99,8 +99,8 @@ def show(row: dict[str, Any]) -> None:
     if "error" in row:
         print(f"{row['model']:12} {row['cluster']:18} {row['error']}", flush=True)
     elif "first_s" in row:
-        print(f"{row['model']:12} {row['cluster']:18} command {row['first_s']:.1f} s (CPU {row['first_cpu_s']:.1f}), again "
-              f"{row['again_s']:.1f} s (CPU {row['again_cpu_s']:.1f})", flush=True)
+        print(f"{row['model']:12} {row['cluster']:18} command {row['first_s']:.1f} s (CPU {row['first_cpu_s']:.1f}), "
+              f"again {row['again_s']:.1f} s (CPU {row['again_cpu_s']:.1f})", flush=True)
     else:
         gap = "-" if row["gap"] is None else f"{row['gap']:.2%}"
         print(f"{row['model']:12} {row['cluster']:18} {row['layers']:5} layers, search {row['search_s']:6.2f} s (CPU "

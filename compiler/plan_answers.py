@@ -15,6 +15,7 @@ from .planner.evaluate import evaluate
 from .planner.group_search import rebuilt
 from .planner.objectives import OBJECTIVES, best_for
 from .planner.plan_model import Answer, Planner, Request, pins_from, training_from
+from .planner.pricing import RELAXED, Relaxed
 from .planner.prove import Proof, prove
 from .planner.relocate import relocated
 from .planner.space import MODES, Group
@@ -235,12 +236,16 @@ def verified(path: Path, run_model_code: bool = False) -> Verified:
     planner = planner_of(plan, run_model_code)
     titles = {t.title for t in certificate.tuples}
 
-    def is_full(group: Group) -> bool:
-        label = f" {group.label}" if group.label else ""
-        return any(f"p={group.p} v={v} {name} m={group.m}{label}" in titles
-                   for name, v in planner.space.schedules(group))
+    def relaxed(group: Group) -> Relaxed:
+        for how in RELAXED:
+            label = ", ".join(word for word in (group.label, how) if word)
+            own = f" {label}" if label else ""
+            if any(f"p={group.p} v={v} {name} m={group.m}{own}" in titles
+                   for name, v in planner.space.schedules(group)):
+                return how
+        return "relaxed"
 
-    problem, tuples = rebuilt(planner.pricer, is_full, mixing=planner.request.mixing)
+    problem, tuples = rebuilt(planner.pricer, relaxed, mixing=planner.request.mixing)
     faults = [f"since it was made, {line}" for line in plan.fingerprints.differences(
         planner.fingerprints(plan.ask))]
     if tables_digest(problem) != certificate.problem_sha256 and not faults:

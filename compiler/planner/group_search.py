@@ -1,9 +1,9 @@
 """The search over a model's strategy space: groups of outer tuples best-first, priced in full only where that matters.
 
 Every group starts with relaxed tables, which no option is below (`pricing.py`). Groups are taken by the bound of these.
-One whose bound is no better than the best plan stays relaxed: it is `bounded`, or `infeasible`. The others are priced
-and searched by `search.py`. What comes out is one problem with the tables of all outer tuples, so a certificate covers
-the whole space, the relaxed part included.
+One whose bound is no better than the best plan stays relaxed: it is `bounded`, or `infeasible`. The others get half
+relaxed tables, and those that these leave open are priced in full and searched by `search.py`. What comes out is one
+problem with the tables of all outer tuples, so a certificate covers the whole space, the relaxed part included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
-from .pricing import Choice, GroupTables, Pricer
+from .pricing import Choice, GroupTables, Pricer, Relaxed
 from .problem import Outer, Plan, Problem
 from .search import Found, NothingFits, Outcome, search_below
 from .space import Group
@@ -99,6 +99,12 @@ class GroupSearch:
         outers = self.tables[group].outers(self.space)
         bounds = [self._bound(outer) for outer in outers]
         open_ = [i for i, lower in enumerate(bounds) if lower < self._enough]
+        if open_ and self.best:  # against a plan, closer bounds may spare the full prices
+            tables = self.tables[group] = self.pricer.half_relaxed(group)
+            outers = tables.outers(self.space)
+            for i in open_:
+                bounds[i] = max(bounds[i], self._bound(outers[i]))
+            open_ = [i for i in open_ if bounds[i] < self._enough]
         outcomes = {i: self._closed(i, lower) for i, lower in enumerate(bounds) if i not in open_}
         if open_:
             tables = self.tables[group] = self.pricer.full(group)
@@ -148,11 +154,12 @@ class GroupSearch:
         return Searched(problem, tuple(tuples), Found(plan, evaluation, tuple(outcomes), self.exact))
 
 
-def rebuilt(pricer: Pricer, is_full: Callable[[Group], bool], *,
+def rebuilt(pricer: Pricer, relaxed: Callable[[Group], Relaxed], *,
             mixing: bool = False) -> tuple[Problem, tuple[Tuple, ...]]:
-    """The problem that a search ended with, given which groups it priced in full."""
+    """The problem that a search ended with, given how far it priced each group."""
     search, tuples = GroupSearch(pricer, mixing=mixing), list[Tuple]()
     for group in pricer.space.groups():
-        tables = pricer.full(group) if is_full(group) else pricer.relaxed(group)
+        price = {"": pricer.full, "relaxed": pricer.relaxed, "half relaxed": pricer.half_relaxed}[relaxed(group)]
+        tables = price(group)
         tuples += [Tuple(tables, outer) for outer in tables.outers(pricer.space)]
     return search.problem([t.outer for t in tuples]), tuple(tuples)

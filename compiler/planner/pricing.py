@@ -14,14 +14,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ...cost_model.calibration import Calibration, Software, committed_software
 from ...cost_model.cluster import ClusterError
 from ...cost_model.layer_compute import LayerSeconds, layer_seconds
 from ...cost_model.layer_memory import layer_memory
 from ...cost_model.layer_price import (
-    FIXED_CONTEXT_BYTES,
     LayerPrice,
     MovePrice,
     hidden_bytes,
@@ -36,6 +35,8 @@ from .captured import ModelAtAnyBatch
 from .problem import Option, Outer, Reshard, Transfer
 from .space import MODES, Group, Layout, Space
 
+Relaxed = Literal["", "relaxed", "half relaxed"]
+RELAXED: tuple[Relaxed, ...] = get_args(Relaxed)
 COLUMNS = ("forward_ns", "input_gradient_ns", "weight_gradient_ns", "static_bytes", "saved_bytes",
            "saved_until_w_bytes", "transient_bytes")
 
@@ -56,8 +57,8 @@ class GroupTables:
     choices: tuple[tuple[Choice, ...], ...]
     reshard: tuple[tuple[Reshard, ...], ...]
     transfer: tuple[tuple[Transfer, ...], ...]
-    relaxed: bool = False
-    tails: tuple[dict[int, float], ...] = ()  # relaxed: per kind and layout, seconds of synchronisation with ZeRO 1
+    relaxed: Relaxed = ""
+    tails: tuple[dict[int, float], ...] = ()  # relaxed: per kind and layout, likely seconds of a step besides these
 
     def outers(self, space: Space) -> list[Outer]:
         """An outer tuple per schedule."""
@@ -67,7 +68,7 @@ class GroupTables:
         """The outer tuple of a schedule. The cost model's own values are not checked again. Raises `ValueError` for
         sizes that the schedule does not allow."""
         Schedule(schedule, self.group.p, self.group.m, v)
-        label = ", ".join(word for word in (self.group.label, "relaxed" if self.relaxed else "") if word)
+        label = ", ".join(word for word in (self.group.label, self.relaxed) if word)
         return Outer.model_construct(p=self.group.p, v=v, schedule=schedule, m=self.group.m, label=label,
                                      options=self._options, reshard=self.reshard, transfer=self.transfer)
 
@@ -92,8 +93,8 @@ class Pricer:
 
     @property
     def capacity_bytes(self) -> int:
-        """What a plan may use of a GPU: without what is reserved, and without the process's fixed context."""
-        return max(0, math.floor(self.space.cluster.usable_memory_bytes - FIXED_CONTEXT_BYTES))
+        """See `Space.capacity_bytes`."""
+        return self.space.capacity_bytes
 
     def placement(self, group: Group) -> Placement:
         """Where the group's stages lie."""
@@ -147,7 +148,41 @@ class Pricer:
         choices = tuple(tuple(self._least(kind, layouts, group, tails[kind])) for kind in range(len(self.space.kinds)))
         free = tuple(tuple(Reshard() for _ in layouts) for _ in layouts)
         moved = tuple(tuple(Transfer() for _ in layouts) for _ in layouts)
-        return GroupTables(group, layouts, choices, free, moved, True, tails)
+        return GroupTables(group, layouts, choices, free, moved, "relaxed", tails)
+
+    def half_relaxed(self, group: Group) -> GroupTables:
+        """Two options per family: parameters sharded, with their gathering in every micro-batch, or not, with their
+        memory. Nothing is recomputed in time, everything in memory, and synchronisation is free."""
+        layouts = self.space.layouts(self.placement(group).stage_gpus, group.m)
+        choices = tuple(tuple(self._halves(kind, layouts, group)) for kind in range(len(self.space.kinds)))
+        return GroupTables(group, layouts, choices, *self.moves(layouts, group), "half relaxed")
+
+    def _halves(self, kind: int, layouts: Sequence[Layout], group: Group) -> Iterator[Choice]:
+        layer, placement = self.space.kinds[kind], self.placement(group)
+        for index, layout in enumerate(layouts):
+            samples = self.samples(layout, group.m)
+            described = self.model.kinds(samples)[kind]
+            for ep, etp in self.space.families(layer, layout):
+                own = list(self.space.strategies(layer, layout, ep, etp))
+                for third in (False, True):
+                    these = [s for s in own if (s.zero == 3) == third]
+                    if not these:
+                        continue
+                    fastest = {replace(s, zero=s.zero if third else min(1, s.zero), recompute="none") for s in these}
+                    smallest = {replace(s, zero=s.zero if third else 2 * bool(s.zero), shard=0) for s in these}
+                    try:
+                        prices = [self.price(kind, samples, s, placement) for s in fastest]
+                    except ClusterError:
+                        break  # as in full tables: no option of the family
+                    held = [layer_memory(described, s, self.training, owns_tied=False) for s in smallest]
+                    yield Choice(Option.model_construct(
+                        name="least", family=f"{layout.title} ep{ep} etp{etp}", layout_in=index, layout_out=index,
+                        forward_ns=math.floor(min(p.forward_s for p in prices) * 1e9),
+                        input_gradient_ns=math.floor(min(p.input_gradient_s for p in prices) * 1e9),
+                        weight_gradient_ns=math.floor(min(p.weight_gradient_s for p in prices) * 1e9),
+                        static_bytes=math.floor(min(m.static_bytes for m in held)),
+                        saved_bytes=math.floor(min(m.saved_until_b_bytes for m in held)),
+                        saved_until_w_bytes=math.floor(min(m.saved_until_w_bytes for m in held))), these[0])
 
     def _choices(self, kind: int, layouts: Sequence[Layout], group: Group) -> Iterator[Choice]:
         layer = self.space.kinds[kind]
@@ -199,13 +234,15 @@ class Pricer:
             if free is None:
                 continue
             base = replace(free, zero=int(layout.dp * layout.cp > 1), shard=0, recompute="none")
-            times = self._least_seconds(kind, samples, base, families)
+            largest = max(ep for ep, _ in families)  # the fewest experts on a GPU have the most rows each
+            times = self._least_seconds(kind, samples, base, [own for own in families if own[0] == largest])
             try:
                 traffic = self.price(kind, samples, base, placement) if not layer.experts else None
+                likely = traffic or self.price(kind, samples, replace(base, ep=largest), placement)
             except ClusterError:
                 continue
-            if traffic:
-                tails[index] = traffic.sync_s + traffic.optimizer_s
+            moved = 0.0 if traffic else group.m * likely.exposed_s("forward", "backward")
+            tails[index] = likely.sync_s + likely.optimizer_s + moved
             sparse = replace(base, zero=3 if layout.dp * layout.cp > 1 else 0)
             held = [layer_memory(self.model.kinds(samples)[kind], replace(sparse, recompute=mode), self.training,
                                  owns_tied=False) for mode in modes]  # sharded over all, experts take the same anyhow

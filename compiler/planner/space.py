@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, get_args
 
 from ...cost_model.cluster import Cluster
+from ...cost_model.layer_price import FIXED_CONTEXT_BYTES
 from ...cost_model.model import LayerKind, RecomputeMode
 from ...cost_model.schedules import ScheduleName
 from ...cost_model.strategy import ORDER, CpKind, LayerStrategy
@@ -122,6 +123,18 @@ class Space:
     global_batch: int
     pins: Pins = field(default_factory=Pins)
     left: dict[Left, None] = field(default_factory=dict)
+    _layouts: dict[tuple[int, int], tuple[Layout, ...]] = field(default_factory=dict)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What a plan may use of a GPU: without what is reserved, and without the process's fixed context."""
+        return max(0, math.floor(self.cluster.usable_memory_bytes - FIXED_CONTEXT_BYTES))
+
+    @cached_property
+    def sample_bytes(self) -> int:
+        """What the largest layer saves of one sample at the least, or brings back to run its backward pass."""
+        return max((min(k.saved[mode].bytes for mode in ("none", "min-cut") if mode in k.saved)
+                    for k in self.kinds if "none" in k.saved), default=0)
 
     def leave(self, axis: str, value: object, reason: str) -> None:
         """Note what was left out."""
@@ -189,10 +202,20 @@ class Space:
     # -- layouts ----------------------------------------------------------------------------------
     def layouts(self, gpus: int, m: int) -> tuple[Layout, ...]:
         """Ways to divide a stage of that many GPUs whose replicas share the batch, simplest first."""
+        if (gpus, m) not in self._layouts:
+            self._layouts[gpus, m] = self._found_layouts(gpus, m)
+        return self._layouts[gpus, m]
+
+    def _found_layouts(self, gpus: int, m: int) -> tuple[Layout, ...]:
         found = []
         for tp in divisors(gpus):
             if not self.pins.allows("tp", tp):
                 self.leave("tp", tp, f"pinned to {self.pins.tp}")
+                continue
+            near = self.cluster.levels[0].group_size
+            if tp > near > 1 and self.pins.tp is None:
+                self.leave("tp", tp, f"its collectives in every layer would leave the {near} GPUs that "
+                                     f"{self.cluster.levels[0].name} joins (pin it to have it)")
                 continue
             if not any(self.refusal(kind, tp, 1, "ring") is None for kind in self.kinds if _is_layer(kind)):
                 reasons = [self.refusal(kind, tp, 1, "ring") for kind in self.kinds if _is_layer(kind)]
@@ -213,6 +236,15 @@ class Space:
                 self.leave("dp", dp, f"does not divide the global batch of {self.global_batch}")
             return
         if not self.pins.allows("micro_batch", self.global_batch // (m * dp)):
+            return
+        samples = self.global_batch // (m * dp)
+        if samples & (samples - 1) and self.pins.micro_batches is None and self.pins.micro_batch is None:
+            self.leave("micro-batch", samples, "only powers of two are searched (pin it to have it)")
+            return
+        if samples > 1 and samples * self.sample_bytes > self.capacity_bytes * tp * cp and \
+                self.pins.micro_batches is None and self.pins.micro_batch is None:
+            self.leave("micro-batch", f"{samples} at tp {tp}, cp {cp}", "one layer's activations alone exceed the "
+                                                                        "memory; smaller micro-batches are searched")
             return
         if cp == 1:
             yield "ring"
@@ -271,7 +303,10 @@ class Space:
                 self.leave("etp", etp, f"does not divide {kind.expert_ffn} feed-forward columns of an expert")
                 continue
             for ep in divisors(gpus // etp):
-                if kind.experts % ep:
+                if etp > 1 and self.pins.etp is None and kind.experts % (ep * etp) == 0 and gpus % (ep * etp) == 0:
+                    self.leave("etp", f"{etp} with ep {ep}",
+                               f"ep {ep * etp} holds as much per GPU and moves fewer rows")
+                elif kind.experts % ep:
                     self.leave("ep", ep, f"does not divide {kind.experts} experts of {kind.name}")
                 elif self.pins.allows("ep", ep):
                     yield ep, etp

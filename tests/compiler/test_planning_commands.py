@@ -121,8 +121,8 @@ def test_what_does_not_fit_exits_with_3(tmp_path: Path) -> None:
 
 
 def test_fewest_gpus_for_a_target() -> None:
-    done = run("plan", *ASK[:2], "4x8 h100-sxm", *ASK[3:], "--objective", "fewest-gpus", "--target-tokens-per-s", "120000",
-               "--pp", "1", "--json")
+    done = run("plan", *ASK[:2], "4x8 h100-sxm", *ASK[3:], "--objective", "fewest-gpus", "--target-tokens-per-s",
+               "120000", "--pp", "1", "--json")
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert data["plan"]["mesh"]["gpus"] == 16 and data["tokens_per_s"] >= 120000 and len(data["steps"]) == 2

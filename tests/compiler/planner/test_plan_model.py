@@ -1,4 +1,4 @@
-"""`mw.plan` end to end: the plan file, its price, its certificate, what planners get wrong, and asks that can't be met."""
+"""`mw.plan` end to end: the plan file, its price, its certificate, what planners get wrong, asks that can't be met."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def test_predictions_are_those_of_the_tables(two_stages: Plan) -> None:
     assert price.step_ns == two_stages.predicted.step_time_ns
     outer = searched.problem.outers[located.outer]
     chosen = [outer.options[k][o] for k, o in zip(searched.problem.layers, located.options, strict=True)]
-    moved = sum(outer.reshard[a.layout_out][b.layout_in].forward_ns + outer.reshard[a.layout_out][b.layout_in].backward_ns
-                for start, end in pairwise((0, *located.ends)) for a, b in pairwise(chosen[start:end]))
+    moves = [outer.reshard[a.layout_out][b.layout_in] for start, end in pairwise((0, *located.ends))
+             for a, b in pairwise(chosen[start:end])]
+    moved = sum(move.forward_ns + move.backward_ns for move in moves)
     assert two_stages.predicted.reshard_ns == outer.m * moved
     for stage, costs, memory in zip(two_stages.predicted.stages, price.costs, price.memory, strict=True):
         assert stage.costs.forward_ns == costs.forward_ns and stage.costs.sync_ns == costs.sync_ns
