@@ -29,10 +29,17 @@ def plan_page(shown: Shown) -> str:
     plan = shown.plan
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         plan=plan, lines=headline(plan), cards=_cards(plan), notes=[*shown.notes, *footnotes(plan)],
-        missing=missing(plan.predicted), strategy=_strategy(plan),
+        missing=missing(plan.predicted), tight=_is_tight(plan), strategy=_strategy(plan),
         timelines=timeline_charts(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
         memory_table=_memory(plan), time_table=_times(plan),
         families=_families(plan), beaten=[(b, *beaten_by(plan, b)) for b in plan.beaten], settings=_settings(plan))
+
+
+TIGHT = 0.97  # of the limit: above it the number is shown in the colour of warnings
+
+
+def _is_tight(plan: Plan) -> bool:
+    return any(s.peak_bytes > TIGHT * s.limit_bytes for s in plan.predicted.stages)
 
 
 def _cards(plan: Plan) -> list[tuple[str, str, str]]:
@@ -49,8 +56,8 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     cards.append(("memory", f"{tight.peak_bytes / GIB:.1f} GiB",
                   f"{share:.0%} of {tight.limit_bytes / GIB:.1f} GiB on stage {p.tightest}, the tightest"))
     if plan.certificate is not None and plan.gap is not None:
-        cards.append(("gap", f"{plan.gap:.2%}",
-                      f"no plan takes less than {duration(plan.certificate.lower_bound_ns / 1e9)}"))
+        least = duration(plan.certificate.lower_bound_ns / 1e9)
+        cards.append(("gap", f"{plan.gap:.2%}", f"to the proven bound: no plan takes less than {least}"))
     if p.cost_usd is not None:
         tokens = plan.ask.global_batch * plan.ask.seq
         cards.append(("cost", f"{p.cost_usd / tokens * 1e6:.3g} USD", "per million tokens"))

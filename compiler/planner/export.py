@@ -5,7 +5,8 @@
 
 Every field of the plan's schema is in `Export.expressed` (with the place in the file) or in `Export.cannot` (with the
 reason); a name there stands for everything below it too. Trainers give all layers the same options: where a plan mixes
-them the file takes what most layers have, and the list says what was lost. What is expressed, `foreign.py` reads back.
+them the file takes what most layers have (of recomputation and ZeRO: what needs least memory), and the list says what
+was lost. What is expressed, `foreign.py` reads back.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ NO_SETTING = {
     "layers.options.runnable": "about Meshwright's own runtime",
     "layers.options.why_not_runnable": "about Meshwright's own runtime",
 }
+
+
+LEAST_MEMORY_LAST = ("none", "min-cut", "selective", "full")  # modes of recomputation
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,18 @@ class Draft:
             self.cannot[path] = before if reason in before else f"{before}; {reason}"
 
     def option(self, name: str, where: str, ranges: Sequence[LayerRange] | None = None) -> Any:
-        """The value of an option that most layers have; the others' are noted as lost."""
+        """The value that most layers have, but of recomputation and ZeRO the one that needs least memory: a file that
+        is slower than the plan beats one that runs out of memory. The others' are noted as lost."""
         chosen = self.plan.layers if ranges is None else ranges
         counts: Counter[Any] = Counter()
         for r in chosen or self.plan.layers[:1]:
             counts[getattr(r.options, name)] += r.count
-        (value, _), *others = counts.most_common()
+        value = counts.most_common(1)[0][0]
+        if name == "recompute":
+            value = max(counts, key=LEAST_MEMORY_LAST.index)
+        elif name == "zero":
+            value = max(counts)
+        others = [(v, n) for v, n in counts.most_common() if v != value]
         if others:
             rest = ", ".join(f"{v} in {n}" for v, n in others[:4])
             self.drop(f"the file says {value} for all layers, the plan has {rest} of them", f"layers.options.{name}")

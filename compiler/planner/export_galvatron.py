@@ -38,7 +38,7 @@ def to_galvatron(plan: Plan) -> Export:
 def _strategy(o: LayerOptions) -> cost.Strategy:
     ulysses = o.cp > 1 and o.tp == 1
     zero: cost.Zero = "zero3" if o.zero == 3 else "zero2" if o.dp * o.cp > 1 else "ddp"
-    return cost.Strategy(o.tp, o.cp if ulysses else 1, o.dp, zero, o.recompute == "full")
+    return cost.Strategy(o.tp, o.cp if ulysses else 1, o.dp, zero, o.recompute != "none")
 
 
 def _check_options(draft: Draft, per_layer: list[LayerOptions], around: list[LayerOptions]) -> None:
@@ -53,7 +53,8 @@ def _check_options(draft: Draft, per_layer: list[LayerOptions], around: list[Lay
         ("zero", "shards by ZeRO-2 or ZeRO-3", lambda o: o.zero < 2 and o.dp * o.cp > 1),
         ("zero_shard", "shards over all ranks that share a batch",
          lambda o: o.zero > 0 and o.zero_shard != o.dp * o.cp),
-        ("recompute", "recomputes whole blocks or nothing", lambda o: o.recompute not in ("none", "full")),
+        ("recompute", "recomputes whole blocks or nothing; written as whole blocks",
+         lambda o: o.recompute not in ("none", "full")),
         ("variant", "rewrites of layers are Meshwright's own", lambda o: o.variant != "none"))
     for name, reason, bad in rules:
         if any(map(bad, every)):

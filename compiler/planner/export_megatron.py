@@ -89,7 +89,10 @@ def _recompute(draft: Draft) -> list[str]:
     full = _full_at_start(plan)
     if "selective" in used or "min-cut" in used or modes:
         kinds = ", ".join(sorted((used | modes) - {"none", "full"})) or "that of embedding and head"
-        draft.drop(f"recomputes whole blocks or attention alone, not {kinds}", path)
+        draft.drop(f"recomputes whole blocks or attention alone, not {kinds}; of blocks it is written as whole ones, "
+                   "which needs less memory and more time", path)
+    if used & {"selective", "min-cut"}:
+        return ["--recompute-granularity full", "--recompute-method uniform", "--recompute-num-layers 1"]
     if used <= {"none"} or full == 0:
         draft.put("no --recompute-granularity", path)
         return []

@@ -99,6 +99,8 @@ def read_foreign(text: str) -> Layout:
     """The layout in `text`, whatever of the three formats it is. Raises `InvalidInputError`."""
     limited(text, "the configuration")
     start = text.lstrip()
+    if not start:
+        raise InvalidInputError("the configuration is empty")
     if start.startswith("{"):
         return read_deepspeed(text)
     if any(line.lstrip().startswith("[") and line.rstrip().endswith("]") for line in text.splitlines()):
@@ -130,6 +132,9 @@ def read_deepspeed(text: str) -> Layout:
         raise InvalidInputError(f"DeepSpeed configuration: not JSON ({' '.join(str(error).split())})") from None
     if not isinstance(data, dict):
         raise InvalidInputError("DeepSpeed configuration: no JSON object")
+    if data.get("format") == "meshwright-plan":
+        raise InvalidInputError("this is a Meshwright plan", expected="another trainer's configuration",
+                                do="meshwright show PLAN prices it.")
     keys = Keys("DeepSpeed configuration", data)
     zero = keys.whole("zero_optimization.stage", 0, least=0)
     if zero > 3:

@@ -201,10 +201,20 @@ def test_blocks_recomputed_at_the_start_of_every_part_read_back() -> None:
 def test_the_mixed_plan_says_what_is_lost() -> None:
     made = export(PLANS["mixed"], "torchtitan")
     lost = listed(made.lost)
-    said = "layers.options.recompute: the file says none for all layers, the plan has full in 4 of them"
+    said = "layers.options.recompute: the file says full for all layers, the plan has none in 4 of them"
     assert any(said in line for line in lost)
     assert all(f"# cannot express {line}" in made.text for line in lost)
     assert not any("prediction" in line or "about the search" in line for line in lost)
+
+
+def test_mixed_recomputation_and_zero_are_rounded_to_less_memory() -> None:
+    """A file that is slower than its plan, never one that runs out of memory."""
+    assert 'mode = "full"' in export(PLANS["mixed"], "torchtitan").text
+    assert "--recompute-method uniform" in export(PLANS["mixed"], "megatron").text
+    selective = PLANS["selective"]
+    assert "--recompute-granularity full" in export(selective, "megatron").text
+    assert set(json.loads(export(selective, "galvatron").text)["checkpoint"]) == {"1", ","}
+    assert 'fsdp_reshard_after_forward = "always"' in export(PLANS["embedding differs"], "torchtitan").text
 
 
 def test_galvatron_keeps_options_per_layer() -> None:

@@ -134,7 +134,8 @@ def test_the_format_is_recognised() -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "none found"), ("hello", "none found"), ("a: &x [1]\nb: *x\n", "has an alias"), ("- 1", "none found"),
+    ("", "is empty"), (" \n", "is empty"), ('{"format": "meshwright-plan"}', "meshwright show PLAN prices it"),
+    ("hello", "none found"), ("a: &x [1]\nb: *x\n", "has an alias"), ("- 1", "none found"),
     ("[" * 10_000, "none found"), ("{" * 10_000, "not JSON"), ("{]", "not JSON"), ("x" * ((1 << 20) + 1), "at most"),
     ("--tensor-model-parallel-size ${TP}", "is '${TP}'; expected a value"),
     ("--tensor-model-parallel-size two", "is 'two'; expected a whole number"),
