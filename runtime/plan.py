@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -143,9 +144,14 @@ class Plan(PlanData):
 
     @property
     def title(self) -> str:
-        """`pp 4 1f1b, 32 micro-batches · tp 8 · sp · dp 2`, of the options of most layers."""
-        main = max(self.layers, key=lambda r: r.count)
-        return f"{self.schedule.title} · {main.options.title}"
+        """`pp 4 1f1b, 32 micro-batches · tp 8 · sp · dp 2`; where layers differ, the options that most of them have and
+        how many those are."""
+        counts: Counter[str] = Counter()
+        for r in self.layers:
+            counts[r.options.title] += r.count
+        (main, count), *others = counts.most_common()
+        rest = f" in {count} of {counts.total()} layers" if others else ""
+        return f"{self.schedule.title} · {main}{rest}"
 
     def stages_of_ranges(self) -> list[int]:
         """The stage that holds each of the layer ranges."""

@@ -23,7 +23,7 @@ from meshwright.runtime.plan import Plan
 from meshwright.runtime.plan_data import Fingerprint
 from meshwright.runtime.plan_layout import LayerOptions, LayerRange, Mesh, Part, Schedule
 
-from .plans import fingerprints, layer_names, options, plan
+from .plans import fingerprints, layer_names, options, plan, uniform
 
 MADE = plan()
 
@@ -160,6 +160,11 @@ def test_stages_inside_of_replicas_need_equal_strides() -> None:
         plan(mesh=inside, layers=(*ranges[:3], ranges[3].model_copy(update={"options": other})))
     with pytest.raises(ValidationError, match="every one of tp, cp, dp, pp once"):
         Mesh(gpus=8, gpus_per_node=8, order=("tp", "cp", "dp"))
+
+
+def test_a_title_says_how_many_layers_it_is_true_of() -> None:
+    assert MADE.title == "pp 2 1f1b, 8 micro-batches · tp 2 · sp · dp 2 · ZeRO-1 in 6 of 10 layers"
+    assert uniform().title == "pp 2 1f1b, 8 micro-batches · tp 2 · sp · dp 2 · ZeRO-1"
 
 
 def test_every_rank_has_one_coordinate() -> None:
