@@ -71,15 +71,19 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Software:
-    """One number for each thing that software brings, for every GPU alike. `attention_backward`: efficiency of the
-    backward kernel over the forward's. `fp8`: fraction of gemm_efficiency that fp8 products reach, by recipe;
-    `generation`: seconds of computation over those of the reference, by stack; `eager_op_s`: one operator through the
-    dispatcher, hidden behind the GPU's work where that is longer; `async_tp`: the part of tensor-parallel communication
-    that products can hide; `expert_overlap`: the part of a layer's pass that hides rows on their way to experts;
-    `expert_pass_s`: what sorting rows by experts costs the host in a pass, when row counts have to come back from the
-    GPU; `attention`: efficiency by kernel."""
+    """One number for each thing that software brings, for every GPU alike.
+
+    `attention`, `attention_backwards`: efficiency of an attention kernel over `attention_efficiency`, and of its
+    backward over `attention_backward` of that. `fp8`: fraction of gemm_efficiency that fp8 products reach, by recipe.
+    `per_year`: seconds of computation of software that is a year older; `generation`: how a stack differs from that
+    trend. `eager_op_s`: one operator through the dispatcher, hidden behind the GPU's work where that is longer.
+    `async_tp`: the part of tensor-parallel communication that products can hide. `expert_overlap`: the part of a
+    layer's pass that hides rows on their way to experts. `expert_pass_s`: what sorting rows by experts costs the host
+    in a pass, when row counts have to come back from the GPU. What has no entry by its name counts as 1.
+    """
 
     attention_backward: float = 0.8
+    per_year: float = 1.0
     eager_op_s: float = 5e-6
     async_tp: float = 0.8
     expert_overlap: float = 0.3
@@ -87,6 +91,7 @@ class Software:
     fp8: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     generation: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     attention: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
+    attention_backwards: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
 
 
 def calibration_for(device: str) -> Calibration:
