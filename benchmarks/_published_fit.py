@@ -25,6 +25,7 @@ from meshwright.cost_model.calibration import (
     Software,
     calibration_for,
     committed_software,
+    file_of,
 )
 
 SCATTER, TAIL = 0.04, 2.0  # what repeats of one configuration differ by is 2.6 % in the median, 7.8 % at nine in ten
@@ -80,11 +81,10 @@ def fit(rows: Sequence[Row]) -> Fitted:
 
 def write(made: Fitted) -> list[Path]:
     """One file per chip with its numbers, one with the software's."""
-    FOLDER.mkdir(exist_ok=True)
     paths = []
     documents: dict[str, dict[str, object]] = {d: {"calibration": asdict(c)} for d, c in made.calibrations.items()}
     for name, document in {**documents, "software": {"software": asdict(made.software)}}.items():
-        paths.append(FOLDER / f"{name}.json")
+        paths.append(file_of(name))
         whole = {"fitted_by": "benchmarks/costmodel_published.py --refit", **document}
         paths[-1].write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
     return paths
@@ -92,7 +92,8 @@ def write(made: Fitted) -> list[Path]:
 
 def committed() -> Fitted:
     """What `write` wrote last."""
-    found = {p.stem: calibration_for(p.stem) for p in sorted(FOLDER.glob("*.json")) if p.stem != "software"}
+    names = [p.stem.removeprefix("calibration-") for p in sorted(FOLDER.glob("calibration-*.json"))]
+    found = {name: calibration_for(name) for name in names if name != "software"}
     return Fitted(found, committed_software(), len(found) * len(DEVICE_PRIORS) + len(SOFTWARE_PRIORS))
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/costmodel_published.py            leave-one-out fits; writes results/costmodel_published.json
     python benchmarks/costmodel_published.py --quick    the committed calibrations on every tenth row; writes nothing
-    python benchmarks/costmodel_published.py --refit    fits all rows and rewrites cost_model/calibrations/*.json
+    python benchmarks/costmodel_published.py --refit    fits all rows and rewrites cost_model/calibration-*.json
 
 Data and sources: benchmarks/data/published_runs. A prediction sees a model's configuration, a cluster, a layout and
 what is documented about the training stack, never a table's or row's name. What was not published is filled in with

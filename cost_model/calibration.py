@@ -8,8 +8,8 @@
     overlap     computation hides communication, but loses overlap_loss of the time that both run
 
 The depth knee is what a tile's prologue and epilogue cost, in steps of k; the area knee is half a wave of tiles, which
-is idle on average. Both make time a polynomial with positive terms: more work never takes less time. The JSON files in
-`calibrations/` come from `benchmarks/costmodel_published.py --refit`; devices without one use their family's.
+is idle on average. Both make time a polynomial with positive terms: more work never takes less time. The files
+`calibration-*.json` come from `benchmarks/costmodel_published.py --refit`; devices without one use their family's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TypeVar
 from .cluster import Cluster, LinkLevel
 
 T = TypeVar("T")
-FOLDER = Path(__file__).parent / "calibrations"
+FOLDER = Path(__file__).parent
 FAMILY = {"a100-40": "a100-80", "h100-pcie": "h100-sxm", "h200": "h100-sxm", "h100-96-hbm2e": "h100-sxm",
           "b200": "b200", "gb200": "b200", "v100": "a100-80", "rtx-4090": "a100-80"}
 
@@ -94,10 +94,15 @@ class Software:
     attention_backwards: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
 
 
+def file_of(name: str) -> Path:
+    """Where the numbers of a device, or of "software", are committed."""
+    return FOLDER / f"calibration-{name}.json"
+
+
 def calibration_for(device: str) -> Calibration:
     """The committed calibration of a device, else of its family, else the defaults above."""
     for name in (device, FAMILY.get(device, "")):
-        path = FOLDER / f"{name}.json"
+        path = file_of(name)
         if name and path.is_file():
             return calibration_from_json(path.read_text())
     return Calibration(device)
@@ -105,7 +110,7 @@ def calibration_for(device: str) -> Calibration:
 
 def committed_software() -> Software:
     """The committed coefficients of software, else the defaults above."""
-    path = FOLDER / "software.json"
+    path = file_of("software")
     return software_from_json(path.read_text()) if path.is_file() else Software()
 
 

@@ -14,19 +14,20 @@ from meshwright.cost_model.calibration import (
     calibration_for,
     calibration_from_json,
     committed_software,
+    file_of,
     software_from_json,
 )
 from meshwright.cost_model.cluster import Cluster
 from meshwright.cost_model.presets import PRESETS
 
-FILES = sorted(p for p in FOLDER.glob("*.json") if p.stem != "software")
+NAMES = sorted(p.stem.removeprefix("calibration-") for p in FOLDER.glob("calibration-*.json"))
 
 
 def test_every_committed_file_is_a_device_with_at_most_ten_numbers() -> None:
-    assert {"a100-80", "h100-sxm", "b200"} <= {p.stem for p in FILES}
-    for path in FILES:
-        found = calibration_from_json(path.read_text())
-        assert path.stem in PRESETS and found.device == path.stem
+    assert {"a100-80", "h100-sxm", "b200", "software"} <= set(NAMES)
+    for name in (n for n in NAMES if n != "software"):
+        found = calibration_from_json(file_of(name).read_text())
+        assert name in PRESETS and found.device == name
         assert len(found.scalars()) <= 10
 
 

@@ -314,7 +314,7 @@ def test_fused_bytes_leave_out_what_a_kernel_keeps_to_itself() -> None:
                 x = layer(x)
             return {"loss": x.sum()}
 
-    model = described(Stack(), torch.zeros(2, 16, 8), seq=16)
+    model = described(Stack(), torch.zeros(2, 16, 8, requires_grad=True), seq=16)
     kind = next(k for k in model.kinds if k.name.startswith("Two"))
     element_wise = [i for i, r in enumerate(kind.forward) if r.kind == "pointwise"]
     wide = 2 * 16 * 32 * 4
