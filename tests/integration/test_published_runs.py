@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from benchmarks._published_fit import fit
-from benchmarks._published_price import cuts, predict, ways
+from benchmarks._published_price import cuts, predict, price, ways
 from benchmarks._published_report import ordering
 from benchmarks._published_rows import Row, Run, all_rows
 from benchmarks.costmodel_published import judge, representatives
@@ -75,7 +75,20 @@ def test_unpublished_fields_are_filled_in_and_the_span_is_shown() -> None:
     assert len(list(ways(row.run))) > 1
     found = predict(row.run, calibration_for(row.run.gpu), committed_software())
     assert found and found.low_s == found.step_s < found.high_s
-    assert None not in (found.run.micro_batch, found.run.v, found.run.recompute)
+    assert None not in (found.run.micro_batch, found.run.v)
+
+
+def test_unpublished_recomputation_is_the_least_that_fits() -> None:
+    row = next(r for r in ROWS if '"n_embd": 1024' in r.run.model and r.run.gpu == "a100-40" or
+               '"n_embd": 2304' in r.run.model)
+    run = replace(row.run, micro_batch=4, v=1, gpu="a100-80")
+    made, software = calibration_for("a100-80"), committed_software()
+    def step_ns(mode: str | None, micro_batch: int) -> int:
+        found = price(replace(run, recompute=mode, micro_batch=micro_batch), made, software)
+        assert found
+        return found[0].step_ns
+    assert step_ns(None, 4) == step_ns("none", 4) < step_ns("full", 4)
+    assert step_ns("none", 16) < step_ns(None, 16) < step_ns("full", 16)
 
 
 def test_ordering_counts_pairs_that_differ() -> None:
