@@ -134,12 +134,19 @@ def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evalu
     capacity = int(placement.cluster.usable_memory_bytes - FIXED_BYTES)
     problem = Problem(kinds=tuple(k.name for k in model.kinds), layers=model.order, gpus=run.gpus,
                       global_batch=run.global_batch, capacity_bytes=capacity, outers=(outer,))
-    evaluation, chosen = _fitted(problem, cuts(len(model.order), run.pp, run.v), len(modes))
+    ends = cuts(len(model.order), run.pp, run.v)
+    if run not in _RECOMPUTED:  # memory, and so what is recomputed, does not depend on calibrations
+        _RECOMPUTED[run] = _fewest_recomputed(problem, ends, len(modes))
+    chosen = _RECOMPUTED[run]
+    evaluation = evaluate(problem, Plan(outer=0, ends=ends, options=chosen))
     return evaluation, {model.kinds[k].name: prices[k][o] for k, o in zip(model.order, chosen, strict=True)}
 
 
-def _fitted(problem: Problem, ends: tuple[int, ...], modes: int) -> tuple[Evaluation, tuple[int, ...]]:
-    """The evaluation of the plan with the fewest recomputed layers that fits, or that recomputes everything."""
+_RECOMPUTED: dict[Run, tuple[int, ...]] = {}
+
+
+def _fewest_recomputed(problem: Problem, ends: tuple[int, ...], modes: int) -> tuple[int, ...]:
+    """The options of the plan with the fewest recomputed layers that fits, or that recomputes everything."""
     chosen = [0] * len(problem.layers)
     stage_of = [part % problem.outers[0].p for part in Plan(outer=0, ends=ends, options=()).part_of_layer()]
     while True:
@@ -149,7 +156,7 @@ def _fitted(problem: Problem, ends: tuple[int, ...], modes: int) -> tuple[Evalua
         more = [next((i for mode in range(modes - 1) for i, at in enumerate(stage_of)
                       if at == s and chosen[i] == mode), None) for s in full]
         if not any(i is not None for i in more):
-            return evaluation, plan.options
+            return plan.options
         for i in more:
             if i is not None:
                 chosen[i] += 1
