@@ -29,7 +29,7 @@ from meshwright.cost_model.calibration import (
 )
 
 SCATTER, TAIL = 0.04, 2.0  # what repeats of one configuration differ by is 2.6 % in the median, 7.8 % at nine in ten
-STEPS, ROUNDS, DELTA = 3, 3, 0.02
+STEPS, ROUNDS, DELTA = 4, 2, 0.02
 
 DEVICE_PRIORS = {  # name: (value, standard deviation of its logarithm)
     "gemm_efficiency": (0.75, 0.25), "gemm_depth_knee": (128.0, 0.7), "gemm_area_knee": (1.5e6, 0.7),

@@ -56,7 +56,7 @@ def main() -> int:
     rows, excluded = all_rows()
     if given.refit:
         for path in write(fit(rows)):
-            print(path.relative_to(ROOT))
+            print(path.name)
         return 0
     unique = representatives(rows)
     if given.quick:
