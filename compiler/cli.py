@@ -114,14 +114,6 @@ def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=C
     _print(found.as_dict() if as_json else found)
 
 
-def _progress(what: str) -> contextlib.AbstractContextManager[None]:
-    return progress(what)
-
-
-register_planning(app, lambda value: _print(value), _progress)
-register_inspection(app, lambda value: _print(value))
-
-
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[None]:
     """A bar on the terminal with the time passed; silent when stderr is no terminal."""
@@ -152,6 +144,10 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise InvalidInputError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+register_planning(app, _print, progress)
+register_inspection(app, _print, progress)
 
 
 def main() -> None:

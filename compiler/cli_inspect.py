@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..runtime.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from .plan_files import Shown
+
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file that meshwright saved.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Edited = Annotated[bool, typer.Option("--allow-edited", help="Also open a plan that was changed by hand; its "
                                                              "predictions may then not belong to it.")]
+Stored = Annotated[bool, typer.Option("--stored", help="Show the file's predictions as they are, without pricing the "
+                                                      "plan again.")]
+RunCode = Annotated[bool, typer.Option("--run-model-code", help="Import the model where PLAN names it as "
+                                                                "module:callable.")]
 Trace = Annotated[Path | None, typer.Option(help="Also write the pipeline's time line for Chrome and Perfetto.")]
 DOES_NOT_FIT = 3
 
 
-def register(app: typer.Typer, show_value: Callable[[Any], None]) -> None:
-    """Add the commands; `show_value` prints a value or plain data."""
+def register(app: typer.Typer, show_value: Callable[[Any], None],
+             progress: Callable[[str], AbstractContextManager[None]]) -> None:
+    """Add the commands; `show_value` prints a value or plain data, `progress` shows that something runs."""
+
+    def opened(path: Path, stored: bool, edited: bool, code: bool) -> Shown:
+        from .plan_files import open_plan, priced_plan
+
+        if stored:
+            return open_plan(path, allow_edited=edited)
+        with progress(f"pricing {path}"):
+            return priced_plan(path, allow_edited=edited, run_model_code=code)
 
     @app.command()
-    def show(plan: PlanFile, trace: Trace = None, allow_edited: Edited = False, as_json: Json = False) -> None:
-        """Print PLAN: strategy per layer group, time, memory against the limit, what to doubt. Exit code 3: does not
-        fit."""
-        from .plan_files import open_plan
-
-        found = open_plan(plan, allow_edited=allow_edited)
+    def show(plan: PlanFile, trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
+             run_model_code: RunCode = False, as_json: Json = False) -> None:
+        """Print PLAN, priced again: strategy per layer group, time, memory against the limit, what to doubt. Exit code
+        3: does not fit."""
+        found = opened(plan, stored, allow_edited, run_model_code)
         _write_trace(trace, found.plan)
         show_value(found.as_dict() if as_json else found)
         if not found.fits:
@@ -37,23 +53,31 @@ def register(app: typer.Typer, show_value: Callable[[Any], None]) -> None:
     @app.command()
     def diff(a: Annotated[Path, typer.Argument(metavar="A", help="A plan file.")],
              b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-             allow_edited: Edited = False, as_json: Json = False) -> None:
+             stored: Stored = False, allow_edited: Edited = False, run_model_code: RunCode = False,
+             as_json: Json = False) -> None:
         """Print what two plans do differently, layer by layer, and what that is predicted to change."""
         from .plan_files import diff as compared
-        from .plan_files import open_plan
 
-        found = compared(*(open_plan(path, allow_edited=allow_edited) for path in (a, b)))
+        found = compared(*(opened(path, stored, allow_edited, run_model_code) for path in (a, b)))
         show_value(found.as_dict() if as_json else found)
 
     @app.command()
     def report(plan: PlanFile, output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")],
-               trace: Trace = None, allow_edited: Edited = False, as_json: Json = False) -> None:
-        """Write PLAN as one HTML page: pipeline, memory, costs, search, strategies. It opens without a network."""
+               why: Annotated[bool, typer.Option("--why", help="Also search the families that PLAN beat; takes as long "
+                                                               "as meshwright why.")] = False,
+               trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
+               run_model_code: RunCode = False, as_json: Json = False) -> None:
+        """Write PLAN, priced again, as one HTML page: pipeline, memory, costs, search, strategies. It opens without a
+        network."""
         from ..runtime.plan import write_atomically
-        from .plan_files import open_plan
         from .plan_page import plan_page
 
-        found = open_plan(plan, allow_edited=allow_edited)
+        found = opened(plan, stored, allow_edited, run_model_code)
+        if why:
+            from .plan_answers import why_of
+
+            with progress(f"searching the families that {plan} beat"):
+                found = found.with_beaten(why_of(plan, run_model_code).beaten)
         _write_trace(trace, found.plan)
         page = plan_page(found)
         write_atomically(output, page)

@@ -14,6 +14,8 @@ from ..runtime.errors import InvalidInputError
 
 DOES_NOT_FIT = 3
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunCode = Annotated[bool, typer.Option("--run-model-code", help="Import the model where PLAN names it as "
+                                                                "module:callable.")]
 Degree = Annotated[int | None, typer.Option(min=1, help="Pin this axis.")]
 Off = Annotated[bool, typer.Option(help="Leave this axis out.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=(
@@ -111,22 +113,22 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
                         progress: Callable[[str], AbstractContextManager[None]]) -> None:
     @app.command()
     def why(plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file that meshwright saved.")],
-            as_json: Json = False) -> None:
+            run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Say why PLAN is as it is: the best plan of every family it beat, by how much, and what held that one back."""
         from .plan_answers import why_of
 
         with progress(f"searching the families that {plan} beat"):
-            found = why_of(plan)
+            found = why_of(plan, run_model_code)
         show_value(found.as_dict() if as_json else found)
 
     @app.command()
     def verify(plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file with a certificate.")],
-               as_json: Json = False) -> None:
+               run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Check PLAN's certificate anew: tables, price and every bound. Exit code 1: something does not hold."""
         from .plan_answers import verified
 
         with progress(f"checking {plan}"):
-            found = verified(plan)
+            found = verified(plan, run_model_code)
         show_value(found.as_dict() if as_json else found)
         if found.faults:
             raise typer.Exit(1)

@@ -134,10 +134,10 @@ class Why:
         return Rows(Text(self.plan.title), Text(self.binding), table, Text(note))
 
 
-def why_of(path: Path) -> Why:
+def why_of(path: Path, run_model_code: bool = False) -> Why:
     """Search the families that a plan did not take. Raises `InvalidInputError`."""
     plan, started = Plan.load(path), time.perf_counter()
-    planner = planner_of(plan)
+    planner = planner_of(plan, run_model_code)
     searched = planner.search()
     now = planner.writer(searched)
     located = relocated(plan, searched.problem, searched.tuples)
@@ -227,13 +227,13 @@ class Verified:
         return Text(f"holds: {self.checked} outer tuples checked anew in {self.seconds:.1f} s, gap {self.plan.gap:.2%}")
 
 
-def verified(path: Path) -> Verified:
+def verified(path: Path, run_model_code: bool = False) -> Verified:
     """Fill the tables again and check price and bounds. Raises `InvalidInputError` for a plan without a certificate."""
     plan, started = Plan.load(path), time.perf_counter()
     certificate = plan.certificate
     if certificate is None:
         raise InvalidInputError(f"{path} has no certificate", expected="a plan as meshwright plan writes it")
-    planner = planner_of(plan)
+    planner = planner_of(plan, run_model_code)
     titles = {t.title for t in certificate.tuples}
 
     def relaxed(group: Group) -> Relaxed:
@@ -270,8 +270,12 @@ def verified(path: Path) -> Verified:
     return Verified(plan, tuple(faults), len(certificate.tuples), time.perf_counter() - started)
 
 
-def planner_of(plan: Plan) -> Planner:
-    """The planner of what a plan's file says was asked."""
+def planner_of(plan: Plan, run_model_code: bool = False) -> Planner:
+    """The planner of what a plan's file says was asked. Code that a plan names as its model is imported with
+    `run_model_code` only. Raises `InvalidInputError`."""
+    if ":" in plan.ask.model and not run_model_code:
+        raise InvalidInputError(f"its model {plan.ask.model!r} is code, which a plan does not run",
+                                do="Use --run-model-code where you trust it.")
     return Planner(request_of(plan.ask))
 
 

@@ -64,8 +64,11 @@ class Chart:
 
 
 def timeline_charts(plan: Plan) -> list[tuple[str, Chart]]:
-    """The step, and its start enlarged where single operations are too narrow to be seen."""
+    """The step, and its start enlarged where single operations are too narrow to be seen; nothing for a pipeline of so
+    many stages that neither could be."""
     drawn = timeline(plan, MOST_EVENTS)
+    if drawn is None:
+        return []
     end, most = max(drawn.line.makespan_ns, 1), max(map(len, drawn.line.events))
     charts = [("", timeline_chart(plan, drawn, end))]
     if most > SEEN_EVENTS:

@@ -3,11 +3,13 @@ checked against their own costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.errors import MeshwrightError
 from ..runtime.plan import Plan
+from ..runtime.plan_predictions import Beaten
 from ..runtime.plan_table import GIB, duration, footnotes
 from .plan_timeline import step_fault
 
@@ -17,15 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """A plan with what there is to say about its file. `notes`: what differs from today, or does not add up."""
+    """A plan with what there is to say about its file. `priced`: its predictions were made anew, by today's model,
+    cluster and cost model, and `differences` say what changed since; otherwise they are the file's. `notes`: why not,
+    what that changed, what does not add up."""
 
     path: str
     plan: Plan
     notes: tuple[str, ...] = ()
+    priced: bool = False
+    differences: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
         return self.plan.predicted.fits
+
+    def with_beaten(self, beaten: tuple[Beaten, ...]) -> Shown:
+        """With the best plans of other families beside it."""
+        return replace(self, plan=self.plan.model_copy(update={"beaten": beaten}))
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as in its file, and what follows from it."""
@@ -33,7 +43,8 @@ class Shown:
         tightest = p.stages[p.tightest]
         doubts = dict.fromkeys((*p.low_confidence, *(r.low_confidence for r in p.layers if r.low_confidence)))
         return {
-            "path": self.path, "notes": list(self.notes), "fits": self.fits, "title": plan.title, "gap": plan.gap,
+            "path": self.path, "priced_again": self.priced, "differences": list(self.differences),
+            "notes": list(self.notes), "fits": self.fits, "title": plan.title, "gap": plan.gap,
             "runnable": plan.runnable, "step_time_s": p.step_time_s, "tokens_per_s": p.tokens_per_s, "mfu": p.mfu,
             "tightest_stage": p.tightest, "peak_bytes": tightest.peak_bytes, "limit_bytes": tightest.limit_bytes,
             "low_confidence": list(doubts), "plan": plan.model_dump(mode="json")}
@@ -46,11 +57,30 @@ class Shown:
 
 
 def open_plan(path: Path | str, *, allow_edited: bool = False) -> Shown:
-    """The plan in a file. Raises `InvalidInputError`, one line, for what can't be read or was changed."""
+    """The plan in a file, with the file's predictions. Raises `InvalidInputError`, one line, for what can't be read or
+    was changed."""
     plan = Plan.load(path, allow_edited=allow_edited)
     fault = step_fault(plan)
-    notes = (f"{fault}: price it again before you rely on it",) if fault else ()
-    return Shown(str(path), plan, notes)
+    return Shown(str(path), plan, (f"{fault}: don't rely on it",) if fault else ())
+
+
+def priced_plan(path: Path | str, *, allow_edited: bool = False, run_model_code: bool = False) -> Shown:
+    """The plan in a file, priced again. Where that can't be done the file's predictions are kept and the notes say why;
+    code that the plan names as its model is imported with `run_model_code` only. Raises as `open_plan` does."""
+    shown = open_plan(path, allow_edited=allow_edited)
+    from .plan_answers import planner_of
+    from .planner.reprice import reprice
+
+    before = shown.plan
+    try:
+        now = reprice(before, planner_of(before, run_model_code))
+    except MeshwrightError as error:
+        return replace(shown, notes=(*shown.notes, f"the predictions are the file's: {error}"))
+    notes = [f"since the plan was made, {line}" for line in before.fingerprints.differences(now.fingerprints)]
+    if now.predicted.step_time_ns != before.predicted.step_time_ns:
+        notes.append(f"priced again: {duration(now.predicted.step_time_s)} per step, where the file says "
+                     f"{duration(before.predicted.step_time_s)}")
+    return Shown(shown.path, now, tuple(notes), True, tuple(before.fingerprints.differences(now.fingerprints)))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ whatever would load or run.
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 from ..runtime.plan import Plan
+from ..runtime.plan_predictions import TupleResult
 from ..runtime.plan_table import GIB, beaten_by, duration, footnotes, headline, keys, layer_groups, missing
 from .plan_charts import memory_chart, search_chart, time_chart, timeline_charts
 from .plan_files import Shown
@@ -26,10 +29,10 @@ def plan_page(shown: Shown) -> str:
     plan = shown.plan
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         plan=plan, lines=headline(plan), cards=_cards(plan), notes=[*shown.notes, *footnotes(plan)],
-        missing=missing(plan.predicted), groups=layer_groups(plan), strategy=_strategy(plan),
+        missing=missing(plan.predicted), strategy=_strategy(plan),
         timelines=timeline_charts(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
         memory_table=_memory(plan), time_table=_times(plan),
-        beaten=[(b, *beaten_by(plan, b)) for b in plan.beaten], settings=_settings(plan))
+        families=_families(plan), beaten=[(b, *beaten_by(plan, b)) for b in plan.beaten], settings=_settings(plan))
 
 
 def _cards(plan: Plan) -> list[tuple[str, str, str]]:
@@ -56,10 +59,38 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _strategy(plan: Plan) -> list[list[str]]:
-    return [[g.where, g.layers, str(g.count), g.kind, g.options.title, f"{g.compute_ns / g.count / 1e6:,.2f}",
-             f"{g.exposed_ns / g.count / 1e6:,.2f}", f"{g.memory_bytes / g.count / GIB:.2f}", g.low_confidence]
-            for g in layer_groups(plan)]
+MOST_FAMILIES = 24
+_TITLE = re.compile(r"p=(\d+) v=\d+ (\S+) m=")
+
+
+def _families(plan: Plan) -> list[list[str]]:
+    """Outer tuples by pipeline degree and schedule, as their titles say, least bound first: how many, the least bound
+    of those in which a plan fits, the best plan that was found."""
+    found: dict[tuple[int, str], list[TupleResult]] = {}
+    for t in plan.certificate.tuples if plan.certificate else ():
+        title = _TITLE.match(t.title)
+        if title:
+            found.setdefault((int(title[1]), title[2]), []).append(t)
+    rows = []
+    for (p, schedule), own in found.items():
+        bound = min((t.bound_ns for t in own if t.bound_ns is not None), default=None)
+        best = min((t.value_ns for t in own if t.value_ns is not None), default=None)
+        ratio = "" if best is None else f"{best / plan.predicted.step_time_ns - 1:+.1%}"
+        rows.append((math.inf if bound is None else bound, p, [
+            str(p), schedule, str(len(own)), "nothing fits" if bound is None else duration(bound / 1e9),
+            "-" if best is None else duration(best / 1e9), ratio]))
+    return [row for *_, row in sorted(rows)[:MOST_FAMILIES]]
+
+
+def _strategy(plan: Plan) -> tuple[list[str], list[list[str]], list[int]]:
+    """Heads, rows, and which columns are text."""
+    heads = ["stage", "layers", "count", "kind", "runs as", "compute ms", "exposed ms", "GiB"]
+    groups = layer_groups(plan)
+    doubt = any(g.low_confidence for g in groups)
+    rows = [[g.where, g.layers, str(g.count), g.kind, g.options.title, f"{g.compute_ns / g.count / 1e6:,.2f}",
+             f"{g.exposed_ns / g.count / 1e6:,.2f}", f"{g.memory_bytes / g.count / GIB:.2f}",
+             *([g.low_confidence] if doubt else [])] for g in groups]
+    return [*heads, *(["low confidence"] if doubt else [])], rows, [0, 1, 3, 4, 8]
 
 
 def _memory(plan: Plan) -> tuple[list[str], list[list[str]]]:

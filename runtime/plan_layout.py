@@ -127,6 +127,9 @@ class Schedule(PlanData):
 
     @property
     def title(self) -> str:
+        """`pp 4 × 2 chunks interleaved, 32 micro-batches`."""
+        if self.stages == 1:
+            return f"pp 1, {self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
         interleave = f" × {self.chunks} chunks" if self.chunks > 1 else ""
         return f"pp {self.stages}{interleave} {self.name}, {self.micro_batches} micro-batches"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from ...cost_model.layer_price import FIXED_CONTEXT_BYTES, LayerPrice
-from ...cost_model.strategy import LayerStrategy
+from ...cost_model.strategy import LayerStrategy, Training
 from ...runtime import plan as schema
 from ...runtime.plan_data import Fact, Fingerprint, Fingerprints
 from ...runtime.plan_layout import LayerOptions, LayerRange, Mesh, Part, Schedule
@@ -91,16 +91,19 @@ class PlanWriter:
             tp=s.tp, sequence_parallel=s.tp > 1, cp=s.cp, cp_kind=s.cp_kind if s.cp > 1 else "none", dp=s.dp, ep=s.ep,
             etp=s.etp, zero=s.zero, zero_shard=s.shards if s.zero else 1, recompute=s.recompute,
             variant=s.variant or "none", runnable=False, why_not_runnable=NOT_RUNNABLE)
+        kind = self.problem.layers[own[0].index]
         return LayerRange(first=names[own[0].index], last=names[own[-1].index], count=len(own),
-                          kind=self.problem.kinds[self.problem.layers[own[0].index]], options=options)
+                          kind=self.problem.kinds[kind], experts=self.description.kinds[kind].experts or 0,
+                          options=options)
 
     def _training(self, batch: int) -> schema.Training:
         t = self.pricer.training
         return schema.Training(
             parameter_dtype=DTYPES.get(int(t.parameter_bytes), "bfloat16"),
             gradient_dtype=DTYPES.get(int(t.gradient_bytes), "float32"),
-            reduce_dtype=DTYPES.get(int(t.reduce_bytes), "float32"), recipe=t.fp8_recipe or "bf16",
-            optimizer=t.optimizer, optimizer_bytes_per_parameter=float(t.optimizer_bytes), padded_batch=batch)
+            reduce_dtype=DTYPES.get(int(t.reduce_bytes), "float32"), recipe=_recipe(t), fusion=t.fusion,
+            flash_attention=t.flash_attention, async_tp=t.async_tp, optimizer=t.optimizer,
+            optimizer_bytes_per_parameter=float(t.optimizer_bytes), padded_batch=batch)
 
     # -- predictions ------------------------------------------------------------------------------
     def _predicted(self, plan: Plan, evaluation: Evaluation, layers: Sequence[_Layer],
@@ -206,6 +209,13 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
                         cluster=Fingerprint.of(cluster.as_dict(), links),
                         profile=Fingerprint.of(scalars, dict(scalars)),
                         options=Fingerprint.of([list(ask.options), vars(pricer.training)], options))
+
+
+def _recipe(training: Training) -> str:
+    """How products run, in a plan's words: bf16, fp8-tensorwise, mxfp8."""
+    if training.fp8_recipe:
+        return training.fp8_recipe if training.fp8_recipe.startswith("mx") else f"fp8-{training.fp8_recipe}"
+    return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(training.compute, training.compute)
 
 
 def _exposed(prices: Sequence[LayerPrice], m: int) -> dict[str, int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from meshwright.compiler import cli
+from meshwright.compiler import cli, plan_answers
+from meshwright.runtime.plan_predictions import Beaten
 
 from ..runtime.plans import GIB, plan
 
@@ -40,7 +41,10 @@ def test_show(run: Run, saved: Path, tmp_path: Path) -> None:
     assert (code, err) == (0, "") and "tiny on 8 GPUs" in out and "limit" in out and "bubble" in out
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     code, out, _ = run("show", saved, "--json")
-    assert code == 0 and json.loads(out)["plan"]["mesh"]["pp"] == 2
+    data = json.loads(out)
+    assert code == 0 and data["plan"]["mesh"]["pp"] == 2 and data["priced_again"] is False
+    assert "the predictions are the file's" in data["notes"][0] and "'tiny'" in data["notes"][0]
+    assert json.loads(run("show", saved, "--json", "--stored")[1])["notes"] == []
 
 
 def test_show_what_does_not_fit_exits_with_3(run: Run, tmp_path: Path) -> None:
@@ -63,6 +67,15 @@ def test_report(run: Run, saved: Path, tmp_path: Path) -> None:
     text = (tmp_path / "new" / "plan.html").read_text()
     assert (code, err) == (0, "") and text.lstrip().startswith("<!doctype html>") and text.rstrip().endswith("</html>")
     assert json.loads(out)["bytes"] == len(text.encode())
+
+
+def test_report_with_the_families_it_beat(run: Run, saved: Path, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Beaten(family="without cp", title="tp 4", step_time_ns=200_000_000, binding="bubble")
+    monkeypatch.setattr(plan_answers, "why_of", lambda path, code: plan_answers.Why(plan(), (other,), 0.0))
+    code, _, err = run("report", saved, "-o", tmp_path / "plan.html", "--why")
+    text = (tmp_path / "plan.html").read_text()
+    assert (code, err) == (0, "") and "without cp" in text and "51.5%" in text and "pure data parallel" not in text
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "megatron", "deepspeed", "galvatron"])

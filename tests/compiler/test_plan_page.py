@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from meshwright.compiler.plan_files import Shown
-from meshwright.compiler.plan_page import plan_page
+from meshwright.compiler.plan_page import _families, plan_page
 from meshwright.runtime.plan import Plan
 from meshwright.runtime.plan_predictions import Beaten, TupleResult
 
@@ -60,7 +60,7 @@ def test_everything_is_on_the_page() -> None:
                    "MFU 41.0%", "recompute full", "limit 72 GiB", "exposed all-gather", "reduce-scatter", "bubble",
                    "optimizer", "activations", "gap", "pure data parallel", "3.00 GiB missing",
                    "equal within the error band", "3 does not divide 32 heads", "p=8 v=1 1f1b m=8", "prediction",
-                   "not runnable yet", "the stages&#39; costs differ", "--no-cp", "meshwright why plan.json --verify"):
+                   "not runnable yet", "the stages&#39; costs differ", "--cp 1", "meshwright why plan.json --verify"):
         assert wanted in text, wanted
     assert "Does not fit" not in text
 
@@ -70,6 +70,13 @@ def test_a_plan_that_does_not_fit_says_so() -> None:
     stages = tuple(s.model_copy(update={"limit_bytes": 40 * GIB}) for s in made.predicted.stages)
     text = page(plan(predicted=made.predicted.model_copy(update={"stages": stages})))
     assert "Does not fit" in text and "stage 0 lacks 8.00 GiB above its limit of 40.00 GiB" in text
+
+
+def test_families_of_the_search() -> None:
+    rows = _families(plan())
+    assert [r[:3] for r in rows] == [["2", "1f1b", "1"], ["4", "1f1b", "1"], ["8", "1f1b", "1"], ["1", "gpipe", "1"]]
+    assert rows[0][4:] == ["132 ms", "+0.0%"] and rows[2][4] == "-" and rows[3][3] == "nothing fits"
+    assert "By pipeline degree" in page(plan())
 
 
 def test_a_plan_without_search_has_no_empty_sections() -> None:
@@ -107,28 +114,38 @@ def test_size_stays_small() -> None:
     assert len(page(huge)) < 1_500_000
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome installed")
+
+
+def browse(made: Plan, folder: Path, *what: str) -> subprocess.CompletedProcess[str]:
+    """Open the plan's page in a real browser that can reach nothing."""
+    assert BROWSER is not None
+    path = folder / "plan.html"
+    path.write_text(page(made), encoding="utf-8")
+    return subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+         "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", "--window-size=1200,2000",
+         "--host-resolver-rules=MAP * ~NOTFOUND", *what, path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True)
+
+
+@needs_browser
 @pytest.mark.parametrize("made", [plan(), attacked(), uniform(pp=16, micro_batches=256, blocks=64)],
                          ids=["small", "attacked", "deep"])
-def test_in_a_browser(made: Plan, tmp_path: Path) -> None:
-    """The browser keeps all of it, reports nothing on its console, and draws something, in both colour schemes."""
-    assert BROWSER is not None
-    path = tmp_path / "plan.html"
-    path.write_text(page(made), encoding="utf-8")
-    flags = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-             "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2000",
-             "--host-resolver-rules=MAP * ~NOTFOUND"]
-    done = subprocess.run([*flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120,
-                          check=True)
+def test_a_browser_keeps_all_of_it_and_complains_of_nothing(made: Plan, tmp_path: Path) -> None:
+    done = browse(made, tmp_path, "--dump-dom")
     assert "CONSOLE" not in done.stderr
     kept = Tags(done.stdout).tags
     assert {t for t, _ in kept} >= {"svg", "rect", "table", "circle"} and not {t for t, _ in kept} & {"script", "img"}
-    count = len(Tags(path.read_text(encoding="utf-8")).tags)
-    assert len(kept) >= count and "<title>owned" not in done.stdout
+    assert len(kept) >= len(Tags((tmp_path / "plan.html").read_text(encoding="utf-8")).tags)
+    assert "<title>owned" not in done.stdout
+
+
+@needs_browser
+def test_a_browser_draws_it_light_and_dark(tmp_path: Path) -> None:
     shots = []
     for scheme in ("0", "1"):  # dark, light
-        shot = tmp_path / f"{scheme}.png"
-        subprocess.run([*flags, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}",
-                        path.as_uri()], capture_output=True, timeout=120, check=True)
-        shots.append(shot.read_bytes())
+        browse(plan(), tmp_path, f"--blink-settings=preferredColorScheme={scheme}",
+               f"--screenshot={tmp_path / scheme}.png")
+        shots.append((tmp_path / f"{scheme}.png").read_bytes())
     assert all(len(s) > 20_000 for s in shots) and shots[0] != shots[1]

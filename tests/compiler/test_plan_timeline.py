@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from meshwright.compiler.plan_charts import timeline_charts
 from meshwright.compiler.plan_timeline import chrome_trace, step_fault, timeline
+from meshwright.runtime.errors import InvalidInputError
 from meshwright.runtime.plan_predictions import StageCosts
 
 from ..runtime.plans import plan, uniform
@@ -15,17 +17,26 @@ from ..runtime.plans import plan, uniform
 def test_all_of_a_small_step() -> None:
     made = plan()
     drawn = timeline(made, 1000)
-    assert drawn.whole and drawn.line.makespan_ns == made.predicted.step_time_ns
+    assert drawn is not None and drawn.whole and drawn.line.makespan_ns == made.predicted.step_time_ns
     assert sum(map(len, drawn.line.events)) == 2 * 8 * 2
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb-h1", "interleaved"])
 def test_fewer_micro_batches_of_a_large_step(schedule: str) -> None:
     made = uniform(pp=4, schedule=schedule, chunks=2 if schedule == "interleaved" else 1, micro_batches=400)
-    drawn = timeline(made, 500)
+    drawn, least = timeline(made, 500), timeline(made, 1)
+    assert drawn is not None and least is not None
     events = sum(map(len, drawn.line.events))
     assert not drawn.whole and drawn.micro_batches == 400 and 8 <= drawn.drawn < 400 and events <= 500
-    assert timeline(made, 1).drawn == 8  # fills the pipeline all the same
+    assert least.drawn == 8  # fills the pipeline all the same
+
+
+def test_more_stages_than_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshwright.compiler.plan_timeline.MOST_TRACE_EVENTS", 60)
+    made = uniform(pp=4, micro_batches=32)
+    assert timeline(made, 1000) is None and timeline_charts(made) == []
+    with pytest.raises(InvalidInputError, match="4 stages"):
+        chrome_trace(made)
 
 
 def test_the_step_is_the_longest_path_through_the_costs() -> None:

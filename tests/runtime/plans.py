@@ -80,7 +80,7 @@ def plan(**changed: Any) -> Plan:
               LayerRange(first=names[9], last=names[9], count=1, kind="head", options=options()))
     prices = predicted(order, costs, len(ranges))
     fields: dict[str, Any] = {
-        "ask": Ask(model="tiny", cluster="1x8 h100-sxm", seq=4096, global_batch=16, options=("--no-cp",)),
+        "ask": Ask(model="tiny", cluster="1x8 h100-sxm", seq=4096, global_batch=16, options=("--cp 1",)),
         "model": Model(name="tiny", parameters=10**9, layers=names),
         "mesh": Mesh(gpus=8, gpus_per_node=8, pp=2),
         "parts": (Part(stage=0, first=names[0], last=names[4]), Part(stage=1, first=names[5], last=names[9])),

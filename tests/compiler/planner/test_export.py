@@ -215,6 +215,43 @@ def test_galvatron_keeps_options_per_layer() -> None:
     assert set(ulysses["use_sp"].split(",")) == {"1"} and set(ulysses["dp_types_enc"].split(",")) == {"1"}
 
 
+GALVATRON = {  # path of the plan's field: what the file must hold for it
+    "layers.options.tp": lambda o, d, i: o.tp == 1 or (flag(d, "tp_sizes_enc", i), flag(d, "use_sp", i)) == (o.tp, 0),
+    "layers.options.cp": lambda o, d, i: o.cp == 1 or (flag(d, "tp_sizes_enc", i), flag(d, "use_sp", i)) == (o.cp, 1),
+    "layers.options.zero": lambda o, d, i: o.dp * o.cp == 1 or flag(d, "dp_types_enc", i) == (o.zero == 3),
+    "layers.options.recompute": lambda o, d, i: flag(d, "checkpoint", i) == (o.recompute == "full"),
+}
+
+
+def numbers(data: dict[str, Any], key: str) -> list[int]:
+    return [int(n) for n in data[key].split(",")]
+
+
+def flag(data: dict[str, Any], key: str, layer: int) -> int:
+    return numbers(data, key)[layer]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_galvatron_expresses_is_the_plan(name: str) -> None:
+    plan = PLANS[name]
+    made = export(plan, "galvatron")
+    data = json.loads(made.text)
+    layers = [r.options for r in plan.layers if r.kind == "Block" for _ in range(r.count)]
+    assert data["pp_deg"] == plan.mesh.pp and data["global_bsz"] == plan.training.padded_batch
+    assert data["chunks"] == plan.schedule.micro_batches and len(numbers(data, "checkpoint")) == len(layers)
+    for path, same in GALVATRON.items():
+        if path in made.expressed:
+            assert all(same(o, data, i) for i, o in enumerate(layers)), path
+    if "parts.first" in made.expressed:
+        assert numbers(data, "pp_division") == [p.blocks for p in contents(plan) or ()]
+    if "schedule.name" in made.expressed:
+        assert data["pipeline_type"] == ("gpipe" if plan.schedule.name == "gpipe" else "pipedream_flush")
+    if {"layers.options.tp", "layers.options.zero", "layers.options.cp"} <= set(made.expressed):
+        outer = plan.layers[0].options
+        assert (data["vtp"], data["vsp"]) == (max(outer.tp, outer.cp), int(outer.cp > 1))
+        assert data["embed_sdp"] == (outer.zero == 3 and outer.dp * outer.cp > 1)
+
+
 def test_deepspeed_is_its_json() -> None:
     made = export(PLANS["hsdp"], "deepspeed")
     data = json.loads(made.text)

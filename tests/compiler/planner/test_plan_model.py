@@ -33,7 +33,7 @@ def two_stages() -> Plan:
 def test_public_names() -> None:
     found = mw.plan(LLAMA, NODE, seq=8192, global_batch=64, pp=1, tp=1)
     assert found.predicted.fits and found.mesh.gpus == mw.Cluster.parse(NODE).gpus == 8
-    assert found.title.startswith("pp 1 1f1b")
+    assert found.title.startswith("pp 1, ")
 
 
 def test_every_gpu_is_used_and_the_batch_divides(two_stages: Plan) -> None:
