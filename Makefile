@@ -44,6 +44,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/gemm_epilogue.py
 	$(BIN)/python benchmarks/planner_vs_galvatron.py
 	$(BIN)/python benchmarks/collectives_vs_measured.py
+	$(BIN)/python benchmarks/costmodel_published.py
 	$(BIN)/python benchmarks/planner_exact.py
 
 wheel: $(VENV)/.demo

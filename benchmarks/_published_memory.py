@@ -30,11 +30,9 @@ GPUS = {"a100": "a100-80", "h100": "h100-sxm", "gb200": "gb200"}
 GIB = 2**30
 
 
-def memory_report(made: Fitted, quick: bool) -> dict[str, Any]:
+def memory_report(made: Fitted) -> dict[str, Any]:
     """Print errors of static and peak memory and return them."""
     ci, excluded = _ci_rows()
-    if quick:
-        ci = ci[::6]
     static, peak = [], []
     lines = []
     for run, measured_static, measured_peak in ci:

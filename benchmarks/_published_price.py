@@ -18,11 +18,11 @@ from meshwright.compiler.planner.problem import Option, Outer, Plan, Problem, Re
 from meshwright.cost_model.calibration import Calibration, Software
 from meshwright.cost_model.cluster import Cluster
 from meshwright.cost_model.layer_price import LayerPrice, hidden_bytes, price_layer, transfer_price
-from meshwright.cost_model.model import ModelDescription, interpolated, model_from_json
+from meshwright.cost_model.model import ModelDescription, RecomputeMode, interpolated, model_from_json
 from meshwright.cost_model.strategy import LayerStrategy, Placement
 
 MICRO_BATCHES = (1, 2, 4, 8)
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE: tuple[RecomputeMode, ...] = ("none", "selective", "full")  # least memory last
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,19 @@ def predict(run: Run, calibration: Calibration, software: Software) -> Predictio
 
 
 def ways(run: Run) -> Iterator[Run]:
-    """All ways to fill in what was not published."""
+    """All ways to fill in a micro-batch and chunks that were not published."""
     layers = json.loads(run.model)
     depth = int(layers.get("num_hidden_layers") or layers["n_layer"])
     micro_batches = [run.micro_batch] if run.micro_batch else [
         b for b in MICRO_BATCHES if run.global_batch % (run.dp * b) == 0]
     chunks = [run.v] if run.v else [v for v in range(1, depth // run.pp + 1) if depth % (run.pp * v) == 0]
-    for b, v, mode in product(micro_batches, chunks, [run.recompute] if run.recompute else RECOMPUTE):
+    for b, v in product(micro_batches, chunks):
         if v == 1 or (run.global_batch // (run.dp * b)) % run.pp == 0:
-            yield replace(run, micro_batch=b, v=v, recompute=mode)
+            yield replace(run, micro_batch=b, v=v)
 
 
-def strategy_of(run: Run) -> LayerStrategy:
-    return LayerStrategy(run.tp, run.cp, run.dp, run.ep, run.etp, zero=run.zero, recompute=run.recompute or "none")
+def strategy_of(run: Run, mode: RecomputeMode) -> LayerStrategy:
+    return LayerStrategy(run.tp, run.cp, run.dp, run.ep, run.etp, zero=run.zero, recompute=mode)
 
 
 @lru_cache(maxsize=256)
@@ -113,26 +113,53 @@ def placement_of(gpu: str, nodes: int, gpus_per_node: int, pp: int) -> Placement
 
 
 def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evaluation, dict[str, LayerPrice]] | None:
-    """Evaluate a run whose fields are all filled in."""
+    """Evaluate a run whose micro-batch and chunks are filled in. Where recomputation is not published, a layer runs
+    without; on a stage that would not fit, layers one by one keep products only, then their inputs only."""
     assert run.micro_batch and run.v
     model = description(run.model, run.seq, run.micro_batch)
     placement = placement_of(run.gpu, run.nodes, run.gpus_per_node, run.pp)
-    strategy, m = strategy_of(run), run.global_batch // (run.dp * run.micro_batch)
-    parts = run.pp * run.v
-    if m < 1 or parts > len(model.order):
+    m = run.global_batch // (run.dp * run.micro_batch)
+    if m < 1 or run.pp * run.v > len(model.order):
         return None
-    prices = [price_layer(kind, strategy, run.training, placement, calibration, software) for kind in model.kinds]
-    options = tuple((Option(name="published", **p.integers()),) for p in prices)
+    modes: tuple[RecomputeMode, ...] = (run.recompute,) if run.recompute else RECOMPUTE
+    prices = [[price_layer(kind, strategy_of(run, mode), run.training, placement, calibration, software)
+               for mode in modes] for kind in model.kinds]
+    options = tuple(tuple(Option(name=mode, **p.integers()) for mode, p in zip(modes, of_kind, strict=True))
+                    for of_kind in prices)
     inner = model.kinds[model.order[len(model.order) // 2]]
-    moved = transfer_price(hidden_bytes(inner), strategy, placement, calibration)
+    moved = transfer_price(hidden_bytes(inner), strategy_of(run, modes[0]), placement, calibration)
     transfer = Transfer(forward_ns=round(moved.forward_s * 1e9), backward_ns=round(moved.backward_s * 1e9))
     outer = Outer(p=run.pp, v=run.v, schedule="1f1b" if run.v == 1 else "interleaved", m=m, options=options,
                   reshard=((Reshard(),),), transfer=((transfer,),))
     capacity = int(placement.cluster.usable_memory_bytes - FIXED_BYTES)
     problem = Problem(kinds=tuple(k.name for k in model.kinds), layers=model.order, gpus=run.gpus,
                       global_batch=run.global_batch, capacity_bytes=capacity, outers=(outer,))
-    plan = Plan(outer=0, ends=cuts(len(model.order), run.pp, run.v), options=(0,) * len(model.order))
-    return evaluate(problem, plan), {k.name: p for k, p in zip(model.kinds, prices, strict=True)}
+    ends = cuts(len(model.order), run.pp, run.v)
+    if run not in _RECOMPUTED:  # memory, and so what is recomputed, does not depend on calibrations
+        _RECOMPUTED[run] = _fewest_recomputed(problem, ends, len(modes))
+    chosen = _RECOMPUTED[run]
+    evaluation = evaluate(problem, Plan(outer=0, ends=ends, options=chosen))
+    return evaluation, {model.kinds[k].name: prices[k][o] for k, o in zip(model.order, chosen, strict=True)}
+
+
+_RECOMPUTED: dict[Run, tuple[int, ...]] = {}
+
+
+def _fewest_recomputed(problem: Problem, ends: tuple[int, ...], modes: int) -> tuple[int, ...]:
+    """The options of the plan with the fewest recomputed layers that fits, or that recomputes everything."""
+    chosen = [0] * len(problem.layers)
+    stage_of = [part % problem.outers[0].p for part in Plan(outer=0, ends=ends, options=()).part_of_layer()]
+    while True:
+        plan = Plan(outer=0, ends=ends, options=tuple(chosen))
+        evaluation = evaluate(problem, plan)
+        full = [s for s, memory in enumerate(evaluation.memory) if memory.missing_bytes]
+        more = [next((i for mode in range(modes - 1) for i, at in enumerate(stage_of)
+                      if at == s and chosen[i] == mode), None) for s in full]
+        if not any(i is not None for i in more):
+            return plan.options
+        for i in more:
+            if i is not None:
+                chosen[i] += 1
 
 
 FIXED_BYTES = 2e9

@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -60,14 +61,14 @@ def summary(errors: Sequence[float]) -> dict[str, float]:
 
 
 # -- baselines ------------------------------------------------------------------------------------
+@lru_cache(maxsize=4096)
 def model_flops(run: Run) -> float:
     """FLOPs of a step without recomputation, masked blocks of causal attention left out."""
-    b = 1
-    model = description(run.model, run.seq, b)
+    model = description(run.model, run.seq, 1)
     kinds = [model.kinds[k] for k in model.order]
     per_sample = sum(k.flops_forward + k.flops_backward - 0.5 * (k.causal_flops_forward + k.causal_flops_backward)
                      for k in kinds)
-    return per_sample * run.global_batch / b
+    return per_sample * run.global_batch
 
 
 def utilisation(row: Row, seconds: float) -> float:

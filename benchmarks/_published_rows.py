@@ -158,7 +158,8 @@ def _megatron_2021() -> Iterator[Row | Excluded]:
             tp = min(8, mp)
             flops = 96 * batch * seq * layers * hidden**2 * (
                 1 + seq / (6 * hidden) + vocabulary / (16 * layers * hidden))
-            training = replace(MEGATRON_2021, software=f"megatron-2021-{'01' if 'jan' in name else '04'}")
+            training = replace(MEGATRON_2021, software=f"megatron-2021-{'01' if 'jan' in name else '04'}",
+                               software_year=2021.0 if "jan" in name else 2021.3)
             yield Row(Run(gpt(layers, hidden, heads, seq, vocabulary, 0.1), seq, "a100-80", gpus // 8, 8, batch,
                           training, None, tp, mp // tp, v=None if mp > tp else 1, recompute="full"),
                       name, "megatron-2021", "gpt", "bf16", False,
@@ -173,7 +174,7 @@ def _llmfoundry() -> Iterator[Row | Excluded]:
         seq, gpus = int(r["SeqLen (T)"]), int(r["# GPUs"])
         gpu = {"h100_80gb": "h100-sxm", "a100_80gb": "a100-80", "a100_40gb": "a100-40"}[r["GPU"]]
         pure, fp8 = r["MP Mode"] == "PURE", r["Precision"] == "amp_fp8"
-        training = replace(FSDP1, software="composer-2023", reduce_bytes=2 if pure else 4,
+        training = replace(FSDP1, software="composer-2023", software_year=2023.5, reduce_bytes=2 if pure else 4,
                            fp8_recipe="delayed" if fp8 else "")
         batch, micro_batch = int(r["GlobalBatchSize"]), int(r["MicroBatchSize"])
         if batch != gpus * micro_batch * int(r["GradAccum"]):
@@ -193,6 +194,7 @@ def _torchtitan() -> Iterator[Row | Excluded]:
         gpus, seq, tp = int(r["gpus"]), int(r["seq"]), int(r["tp"])
         gpu = "h200" if r["gpu"] == "H200" else "h100-96-hbm2e"
         training = replace(TORCHTITAN, software="torchtitan", fp8_recipe=recipes[r["precision"]],
+                           software_year=2024.9 if "202412" in r["source"] else 2025.4,
                            async_tp=r["extra"].lower() == "asynctp")
         size = "8b" if r["model"].endswith("8B") else "70b"
         yield Row(Run(LLAMA3[size], seq, gpu, gpus // 8, 8, int(r["global_batch"]), training, int(r["local_batch"]), tp,
@@ -210,7 +212,7 @@ def _simumax() -> Iterator[Row | Excluded]:
                       int(r["vocab"]))
         dp, m, b = int(r["dp"]), int(r["num_microbatches"]), int(r["microbatch"])
         seq = int(r["seq"].split()[0])
-        training = replace(MEGATRON_CORE, software="megatron-core")
+        training = replace(MEGATRON_CORE, software="megatron-core", software_year=2025.7)
         yield Row(Run(model, seq, "b200", 1, 8, dp * m * b, training, b, int(r["tp"]), int(r["pp"]), int(r["cp"]),
                       zero=1),
                   name, "simumax", r["model"], "bf16", False, float(r["real_step_ms"]) / 1e3,
@@ -250,6 +252,7 @@ def _bridge_row(r: dict[str, str]) -> Row:
     recipe = BRIDGE_RECIPES[r["precision"]]
     run = Run(model, int(r["seq"]), gpu, gpus // per_node, per_node, int(r["gbs"]),
               replace(MEGATRON_CORE, fp8_recipe=recipe, software=f"nemo-{r['container'][:2]}",
+                      software_year=2025.8 if r["container"].startswith("25") else 2026.3,
                       async_tp=number["tp"] > 1 and not moe, dispatch="once per node"), int(r["mbs"]),
               number["tp"], number["pp"], number["cp"], number["ep"] if moe else 1, 1, number["vp"],
               3 if r["fsdp"] not in ("", "0") else 1, None)

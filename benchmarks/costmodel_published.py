@@ -1,16 +1,16 @@
 """The cost model against training runs that others published.
 
     python benchmarks/costmodel_published.py            leave-one-out fits; writes results/costmodel_published.json
-    python benchmarks/costmodel_published.py --quick    the committed calibrations on every tenth row; writes nothing
-    python benchmarks/costmodel_published.py --refit    fits all rows and rewrites cost_model/calibrations/*.json
+    python benchmarks/costmodel_published.py --quick    the committed calibrations in sample; writes nothing
+    python benchmarks/costmodel_published.py --refit    fits all rows and rewrites cost_model/calibration-*.json
 
 Data and sources: benchmarks/data/published_runs. A prediction sees a model's configuration, a cluster, a layout and
 what is documented about the training stack, never a table's or row's name. What was not published is filled in with
 what the model itself finds cheapest among what fits; least and most over all that fits are reported beside it.
 
-Headline: a row is predicted by numbers that were fitted without its source; where no other source has its chip, without
-its model family; where neither leaves a row of the chip, with the numbers of the nearest chip. Equal configurations
-count once, with the median of their measurements.
+Headline: a row is predicted by numbers that were fitted without its source; where no other source has its chip (for a
+mixture of experts: experts on it), without its model family; where neither leaves a row of the chip, with the numbers
+of the nearest chip. Equal configurations count once, with the median of their measurements.
 """
 
 from __future__ import annotations
@@ -50,21 +50,22 @@ from benchmarks._published_rows import Row, all_rows  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="committed calibrations, every tenth row, no result file")
+    parser.add_argument("--quick", action="store_true", help="committed calibrations, in sample, no result file")
     parser.add_argument("--refit", action="store_true", help="rewrite the committed calibrations")
     given = parser.parse_args()
     rows, excluded = all_rows()
     if given.refit:
         for path in write(fit(rows)):
-            print(path.relative_to(ROOT))
+            print(path.name)
         return 0
     unique = representatives(rows)
     if given.quick:
-        judged = [judge(r, rows, committed(), "in sample") for r in unique[::10]]
+        made = committed()
+        judged = [judge(r, rows, made, "in sample") for r in unique]
     else:
         judged = leave_one_out(unique, rows)
     payload = report(rows, unique, judged, Counter((e.table, e.rule) for e in excluded), committed())
-    payload["memory"] = memory_report(committed(), quick=given.quick)
+    payload["memory"] = memory_report(committed())
     if not given.quick:
         path = RESULTS / "costmodel_published.json"
         path.write_text(json.dumps({"benchmark": "costmodel_published", "date": datetime.datetime.now(
@@ -89,9 +90,9 @@ def leave_one_out(unique: Sequence[Row], rows: Sequence[Row]) -> list[Judged]:
     for row in unique:
         others = [r for r in rows if r.source != row.source]
         key = ("source", row.source)
-        if not any(chip(r.run.gpu) == chip(row.run.gpu) for r in others):
+        if not any(_informs(r, row) for r in others):
             strangers = [r for r in rows if r.family != row.family]
-            if any(chip(r.run.gpu) == chip(row.run.gpu) for r in strangers):
+            if any(_informs(r, row) for r in strangers):
                 key, others = ("family", row.family), strangers
         if key not in fits:
             print(f"fitting without {key[0]} {key[1]}: {len(others)} rows", flush=True)
@@ -100,6 +101,11 @@ def leave_one_out(unique: Sequence[Row], rows: Sequence[Row]) -> list[Judged]:
         nearest = chip(row.run.gpu) not in made.calibrations
         judged.append(judge(row, known, made, "nearest chip" if nearest else f"leave one {key[0]} out"))
     return judged
+
+
+def _informs(known: Row, row: Row) -> bool:
+    """Whether a row says something about the chip of another, and about experts where it has them."""
+    return chip(known.run.gpu) == chip(row.run.gpu) and known.moe >= row.moe
 
 
 def judge(row: Row, known: Sequence[Row], made: Fitted, protocol: str) -> Judged:

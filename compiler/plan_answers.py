@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -297,6 +298,6 @@ def request_of(ask: Ask) -> Request:
         elif name == "optimizer":
             optimizer = value
         else:
-            pins[name] = int(value) if value.isdigit() else value
+            pins[name] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
     return Request(ask.model, ask.cluster, ask.seq, ask.global_batch, pins_from({**pins, "banned": banned}),
                    training_from(optimizer), mixing, ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cost_model.cluster import ClusterError
+from ..cost_model.model import LayerKind
 from ..cost_model.strategy import LayerStrategy, StrategyError
 from ..runtime.errors import InvalidInputError
 from ..runtime.plan import Plan as PlanFile
@@ -71,7 +72,7 @@ def fixed(planner: Planner, layout: Layout) -> tuple[Plan, Searched]:
                                 expected="a layer for each")
     choices = []
     for kind, layer in enumerate(space.kinds):
-        reason = space.refusal(layer, own.tp, own.cp, own.cp_kind)
+        reason = space.refusal(layer, own.tp, own.cp, own.cp_kind) or _experts_refusal(layer, layout)
         if reason is not None:
             raise InvalidInputError(f"this layout can't be: {reason}")
         modes = dict.fromkeys((layout.recompute if layer.vocabulary is None else "none", "none"))
@@ -121,6 +122,18 @@ def _layout(path: Path | None, given: dict[str, Any]) -> Layout:
     if changed.get("recompute") not in (None, "none", "selective", "full"):
         raise InvalidInputError(f"recomputation {changed['recompute']!r}", expected="none, selective or full")
     return replace(layout, **changed)
+
+
+def _experts_refusal(kind: LayerKind, layout: Layout) -> str | None:
+    if not kind.experts:
+        return None
+    if kind.experts % layout.ep:
+        return f"ep {layout.ep} does not divide {kind.experts} experts of {kind.name}"
+    if layout.etp > 1 and layout.etp != layout.tp:
+        return f"etp {layout.etp} with tp {layout.tp}: 1 and tp are priced"
+    if kind.expert_ffn is not None and kind.expert_ffn % layout.etp:
+        return f"etp {layout.etp} does not divide {kind.expert_ffn} feed-forward columns of an expert"
+    return None
 
 
 def _strategy(layout: Layout, own: SpaceLayout, mode: Any, experts: bool) -> LayerStrategy:

@@ -8,8 +8,8 @@
     overlap     computation hides communication, but loses overlap_loss of the time that both run
 
 The depth knee is what a tile's prologue and epilogue cost, in steps of k; the area knee is half a wave of tiles, which
-is idle on average. Both make time a polynomial with positive terms: more work never takes less time. The JSON files in
-`calibrations/` come from `benchmarks/costmodel_published.py --refit`; devices without one use their family's.
+is idle on average. Both make time a polynomial with positive terms: more work never takes less time. The files
+`calibration-*.json` come from `benchmarks/costmodel_published.py --refit`; devices without one use their family's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TypeVar
 from .cluster import Cluster, LinkLevel
 
 T = TypeVar("T")
-FOLDER = Path(__file__).parent / "calibrations"
+FOLDER = Path(__file__).parent
 FAMILY = {"a100-40": "a100-80", "h100-pcie": "h100-sxm", "h200": "h100-sxm", "h100-96-hbm2e": "h100-sxm",
           "b200": "b200", "gb200": "b200", "v100": "a100-80", "rtx-4090": "a100-80"}
 
@@ -71,15 +71,19 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Software:
-    """One number for each thing that software brings, for every GPU alike. `attention_backward`: efficiency of the
-    backward kernel over the forward's. `fp8`: fraction of gemm_efficiency that fp8 products reach, by recipe;
-    `generation`: seconds of computation over those of the reference, by stack; `eager_op_s`: one operator through the
-    dispatcher, hidden behind the GPU's work where that is longer; `async_tp`: the part of tensor-parallel communication
-    that products can hide; `expert_overlap`: the part of a layer's pass that hides rows on their way to experts;
-    `expert_pass_s`: what sorting rows by experts costs the host in a pass, when row counts have to come back from the
-    GPU; `attention`: efficiency by kernel."""
+    """One number for each thing that software brings, for every GPU alike.
+
+    `attention`, `attention_backwards`: efficiency of an attention kernel over `attention_efficiency`, and of its
+    backward over `attention_backward` of that. `fp8`: fraction of gemm_efficiency that fp8 products reach, by recipe.
+    `per_year`: seconds of computation of software that is a year older; `generation`: how a stack differs from that
+    trend. `eager_op_s`: one operator through the dispatcher, hidden behind the GPU's work where that is longer.
+    `async_tp`: the part of tensor-parallel communication that products can hide. `expert_overlap`: the part of a
+    layer's pass that hides rows on their way to experts. `expert_pass_s`: what sorting rows by experts costs the host
+    in a pass, when row counts have to come back from the GPU. What has no entry by its name counts as 1.
+    """
 
     attention_backward: float = 0.8
+    per_year: float = 1.0
     eager_op_s: float = 5e-6
     async_tp: float = 0.8
     expert_overlap: float = 0.3
@@ -87,12 +91,18 @@ class Software:
     fp8: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     generation: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     attention: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
+    attention_backwards: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
+
+
+def file_of(name: str) -> Path:
+    """Where the numbers of a device, or of "software", are committed."""
+    return FOLDER / f"calibration-{name}.json"
 
 
 def calibration_for(device: str) -> Calibration:
     """The committed calibration of a device, else of its family, else the defaults above."""
     for name in (device, FAMILY.get(device, "")):
-        path = FOLDER / f"{name}.json"
+        path = file_of(name)
         if name and path.is_file():
             return calibration_from_json(path.read_text())
     return Calibration(device)
@@ -100,7 +110,7 @@ def calibration_for(device: str) -> Calibration:
 
 def committed_software() -> Software:
     """The committed coefficients of software, else the defaults above."""
-    path = FOLDER / "software.json"
+    path = file_of("software")
     return software_from_json(path.read_text()) if path.is_file() else Software()
 
 

@@ -86,6 +86,7 @@ class _Divided:
         self.kind, self.s, self.rates = kind, strategy, rates
         self.share = strategy.tp * strategy.cp
         self.roles = splits(kind)
+        self.turns: dict[tuple[bool, tuple[int, int]], int] = {}
         attention = sum(r.flops for r in kind.forward if r.kind == "attention")
         self.unmasked = 1 - 0.5 * kind.causal_flops_forward / attention if attention else 1.0
         self.fp8 = rates.fp8 and kind.vocabulary is None
@@ -111,6 +112,8 @@ class _Divided:
         return out
 
     def _role(self, index: int, record: OpRecord, backward: bool, weights: bool) -> Split:
+        """How a product is divided. A backward product belongs to a weight by its sizes; weights of the same sizes take
+        turns, which costs the same in every order."""
         if not backward:
             return self.roles.forward.get(index, "activations")
         if record.op.startswith("grouped_mm"):
@@ -118,7 +121,10 @@ class _Divided:
         if len(record.shape) != 4 or record.shape[0] != 1:
             return "activations"
         _, m, k, n = record.shape  # an input's gradient [tokens, n] · [n, k], a weight's [k, tokens] · [tokens, n]
-        return self.roles.of_weight.get(_pair(m if weights else k, n), "column")
+        key = _pair(m, n) if weights else (n, k)
+        found = (self.roles.either_way if weights else self.roles.of_weight).get(key, ("column",))
+        turn = self.turns[weights, key] = self.turns.get((weights, key), -1) + 1
+        return found[turn % len(found)]
 
     def _attention_s(self, record: OpRecord, backward: bool) -> float:
         if len(record.shape) != 6:
@@ -141,17 +147,12 @@ class _Divided:
             return self.rates.product_s(batch / tp if batch > 1 else 1, m / (cp if batch > 1 else self.share), k, n)
         if weights:  # [k, tokens] · [tokens, n], added to the gradients that are there
             k /= cp
-            m, n = (m, n / tp) if self._splits_output(role, record.shape) else (m / tp, n)
+            m, n = (m, n / tp) if role == "column" else (m / tp, n)
             accumulated_s = self.rates.memory_s(m * n * (2 * self.rates.training.gradient_bytes - 2))
             return self.rates.product_s(1, m, k, n, fp8=self.fp8) + accumulated_s
         output = (role == "column") != backward  # the input's gradient turns the weights around
         m, k, n = m / cp, k if output else k / tp, n / tp if output else n
         return self.rates.product_s(1, m, k, n, fp8=self.fp8, quantized=m * k)
-
-    def _splits_output(self, role: Split, shape: tuple[int, ...]) -> bool:
-        """Whether tp divides the last dimension of a weight's gradient [k, n] or [n, k]."""
-        _, n = self.roles.weight_dims.get(_pair(shape[1], shape[3]), (shape[1], shape[3]))
-        return (shape[3] == n) == (role == "column")
 
     def _experts_s(self, shape: tuple[int, ...], weights: bool) -> float:
         """[rows of all experts, k] · [experts, k, n]: a batch of one product per local expert."""
@@ -170,12 +171,12 @@ class _Divided:
 # -- which product is divided how -----------------------------------------------------------------
 @dataclass(frozen=True)
 class Splits:
-    """`forward`: role of every product by its position; `of_weight`: of a weight, by its two sizes in either order;
-    `weight_dims`: (k, n) of that weight. `blocks`: how many row products end a block."""
+    """`forward`: role of every product by its position; `of_weight`: roles of weights by their sizes (k, n);
+    `either_way`: the same by the two sizes in ascending order."""
 
     forward: dict[int, Split]
-    of_weight: dict[tuple[int, int], Split]
-    weight_dims: dict[tuple[int, int], tuple[int, int]]
+    of_weight: dict[tuple[int, int], tuple[Split, ...]]
+    either_way: dict[tuple[int, int], tuple[Split, ...]]
 
     @property
     def blocks(self) -> int:
@@ -186,8 +187,8 @@ def splits(kind: LayerKind) -> Splits:
     """The role of each product of a layer."""
     hidden = width(kind)
     forward: dict[int, Split] = {}
-    of_weight: dict[tuple[int, int], Split] = {}
-    dims: dict[tuple[int, int], tuple[int, int]] = {}
+    of_weight: dict[tuple[int, int], tuple[Split, ...]] = {}
+    either_way: dict[tuple[int, int], tuple[Split, ...]] = {}
     attended = False
     for i, record in enumerate(kind.forward):
         if record.kind == "attention":
@@ -205,9 +206,9 @@ def splits(kind: LayerKind) -> Splits:
         ends = n == hidden and kind.vocabulary is None and (attended or (k == kind.ffn and k != hidden))
         attended = attended and not ends
         forward[i] = "row" if ends else "column"
-        of_weight[_pair(k, n)] = forward[i]
-        dims[_pair(k, n)] = (k, n)
-    return Splits(forward, of_weight, dims)
+        of_weight[k, n] = (*of_weight.get((k, n), ()), forward[i])
+        either_way[_pair(k, n)] = (*either_way.get(_pair(k, n), ()), forward[i])
+    return Splits(forward, of_weight, either_way)
 
 
 def width(kind: LayerKind) -> int | None:

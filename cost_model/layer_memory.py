@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from .layer_communication import ACTIVATION_BYTES, parameters_per_gpu
 from .layer_compute import PRODUCT_KINDS, splits, width
-from .model import LayerKind
+from .model import LayerKind, Saved
 from .strategy import LayerStrategy, Training
 
 
@@ -71,6 +71,9 @@ def _saved(kind: LayerKind, strategy: LayerStrategy, training: Training) -> tupl
     share = strategy.tp * strategy.cp
     fused = training.fusion != "none" and strategy.recompute == "none"  # fused kernels keep what min-cut keeps
     saved = kind.saved["min-cut" if fused else strategy.recompute]
+    if training.fp8_recipe and training.fusion == "kernels" and kind.vocabulary is None and fused:
+        # inputs of products are kept as they were quantised, in half the bytes
+        saved = Saved(saved.bytes - saved.weight_bytes // 2, (), saved.weight_bytes // 2)
     kept_for_w = saved.weight_bytes if strategy.recompute in ("none", "min-cut") else saved.bytes
     until_b = max(0, saved.bytes - kept_for_w - kind.gradient_bytes)
     return until_b / share, (saved.bytes - until_b) / share

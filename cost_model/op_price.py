@@ -12,6 +12,7 @@ from .calibration import Calibration, Software
 from .device import Device
 from .strategy import Training
 
+REFERENCE_YEAR = 2026.0
 FP8 = "float8_e4m3fn"
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "tfloat32": 4, "bfloat16": 2, "float16": 2, FP8: 1, "float8_e5m2": 1}
 QUANTIZE_BYTES = 4  # of an activation's element: read in 16 bit, written in 8 bit for both orders the passes need
@@ -38,8 +39,10 @@ class Rates:
 
     @property
     def slow(self) -> float:
-        """The software generation's seconds over the reference's."""
-        return self.software.generation.get(self.training.software, 1.0)
+        """The software generation's seconds over those of today's."""
+        age = max(0.0, REFERENCE_YEAR - self.training.software_year)
+        trend: float = self.software.per_year**age
+        return trend * self.software.generation.get(self.training.software, 1.0)
 
     @property
     def fp8(self) -> bool:
@@ -79,7 +82,7 @@ class Rates:
         if kernel in AMPERE_KERNELS and self.device.name in WARPGROUP_DEVICES:
             efficiency *= MMA_OF_WARPGROUP_PEAK
         if backward:
-            efficiency *= s.attention_backward
+            efficiency *= s.attention_backward * s.attention_backwards.get(kernel, 1.0)
         math_s = flops / (self.device.peak(self.training.compute) * efficiency)
         special_s = scores / self.device.rates.transcendental_per_s
         return max((math_s + special_s) * self.slow, self.memory_s(other_bytes)) + c.kernel_s * (3 if backward else 1)

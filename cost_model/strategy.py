@@ -100,9 +100,10 @@ class Training:
     `reduce_bytes`, `gather_bytes`: per parameter on the wire in gradient reduction and in gathering. `compute`: dtype
     of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits.
     `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
-    `software`: names of `calibration.Software`'s coefficients. `dispatch`: how rows travel to experts, one copy for
-    each expert, or over the network one for each node (DeepEP: DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2).
-    `sequence_parallel` False: tensor parallelism as it was before (all-reduces). Frozen parameters are the model's own
+    `software`: names of `calibration.Software`'s coefficients; `software_year`: when the stack was released.
+    `dispatch`: how rows travel to experts, one copy for each expert, or over the network one for each node (DeepEP;
+    DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2). `sequence_parallel` False: tensor parallelism as it was
+    before (all-reduces), of time only. Frozen parameters are the model's own
     (`ParameterGroup.trainable`).
     """
 
@@ -123,6 +124,7 @@ class Training:
     overlap_gradients: bool = True
     prefetch_parameters: bool = True
     software: str = ""
+    software_year: float = 2026.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZER_STATE_BYTES:

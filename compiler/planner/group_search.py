@@ -47,7 +47,7 @@ class Searched:
 
 
 class GroupSearch:
-    """One search. `full` says for which groups all options are priced whatever their bound: to check a certificate."""
+    """One search. `within`: a plan this close to every open bound ends it; `most_work`: see `search_below`."""
 
     def __init__(self, pricer: Pricer, *, mixing: bool = False, within: float = WITHIN,
                  most_work: int = MOST_WORK) -> None:

@@ -95,17 +95,21 @@ class Planner:
 
     @cached_property
     def batch(self) -> int:
-        """Samples that are computed: the global batch, or with `pad_batch` the next multiple of the largest odd factor
-        of the GPUs, below which some stage could not share the batch."""
+        """Samples that are computed: the global batch, or, with `pad_batch` and where no layout divides it, the next
+        multiple of the GPUs or of the largest factor of them, halved, that the batch reaches."""
         batch, odd = self.request.global_batch, self.cluster.gpus
         while not odd % 2:
             odd //= 2
-        if not self.request.pad_batch:
+        if not self.request.pad_batch or self._divides(batch):
             return batch
         step = self.cluster.gpus
         while step > odd and step > batch:
             step //= 2
         return int(-(-batch // step) * step)
+
+    def _divides(self, batch: int) -> bool:
+        d = self.model.one
+        return any(True for _ in Space(d.kinds, d.order, d.seq, self.cluster, batch, self.request.pins).groups())
 
     @cached_property
     def space(self) -> Space:

@@ -243,7 +243,7 @@ class Pricer:
                 continue
             moved = 0.0 if traffic else group.m * likely.exposed_s("forward", "backward")
             tails[index] = likely.sync_s + likely.optimizer_s + moved
-            sparse = replace(base, zero=3 if layout.dp * layout.cp > 1 else 0)
+            sparse = replace(base, zero=3)  # where dp is 1, experts may still be sharded over edp
             held = [layer_memory(self.model.kinds(samples)[kind], replace(sparse, recompute=mode), self.training,
                                  owns_tied=False) for mode in modes]  # sharded over all, experts take the same anyhow
             forward = traffic.forward_s if traffic else times[0]

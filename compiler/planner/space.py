@@ -68,8 +68,8 @@ class Pins:
     def __post_init__(self) -> None:
         for name in ("tp", "cp", "dp", "pp", "ep", "etp", "interleave", "micro_batches", "micro_batch"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInputError(f"{name} {value}", expected="at least 1")
+            if value is not None and (type(value) is not int or not 1 <= value < 1 << 31):
+                raise InvalidInputError(f"{name} {str(value)[:40]!r}", expected="a whole number of at least 1")
         if self.zero is not None and self.zero not in (0, 1, 2, 3):
             raise InvalidInputError(f"ZeRO stage {self.zero}", expected="0, 1, 2 or 3")
         if self.recompute is not None and self.recompute not in MODES:
@@ -172,8 +172,11 @@ class Space:
     def schedules(self, group: Group) -> Iterator[tuple[ScheduleName, int]]:
         """(schedule, chunks per stage), simplest first."""
         p, m, layers = group.p, group.m, len(self.order)
-        if p == 1:
-            yield "1f1b", 1
+        if p == 1:  # without a pipeline all schedules are the same; a pin that asks for one leaves nothing
+            if self.pins.schedule in (None, "1f1b", "gpipe") and self.pins.interleave in (None, 1):
+                yield "1f1b", 1
+            else:
+                self.leave("pp", 1, "the pinned schedule needs a pipeline")
             return
         for name in ("1f1b", "gpipe", "zb-h1"):
             if self._scheduled(name) and self.pins.interleave in (None, 1):

@@ -99,6 +99,9 @@ def test_price_of_the_own_layout(tmp_path: Path) -> None:
 def test_price_refuses_what_can_not_be() -> None:
     assert "tp 3 · cp 1 · pp 1 do not divide 8 GPUs" in refused("price", *ASK, "--tp", "3")
     assert "do not divide the batch" in refused("price", *ASK, "--micro-batch", "3")
+    experts = ("price", "mixtral-8x7b", "--cluster", "2x8 h100-sxm", "--seq", "4096", "--global-batch", "64")
+    assert "ep 16 does not divide 8 experts" in refused(*experts, "--ep", "16")
+    assert "etp 4 with tp 1" in refused(*experts, "--etp", "4")
 
 
 def test_sweep_marks_what_nothing_is_better_than() -> None:

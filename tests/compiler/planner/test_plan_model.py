@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import meshwright as mw
-from meshwright.compiler.plan_answers import planner_of, verified
+from meshwright.compiler.plan_answers import planner_of, request_of, verified
 from meshwright.compiler.planner.evaluate import evaluate
 from meshwright.compiler.planner.group_search import GroupSearch
 from meshwright.compiler.planner.infeasible import fits
 from meshwright.compiler.planner.plan_model import Planner, Request
+from meshwright.compiler.planner.problem import Option
 from meshwright.compiler.planner.relocate import relocated
 from meshwright.compiler.planner.search import Found
 from meshwright.runtime.errors import DoesNotFitError, InvalidInputError, UnknownNameError
@@ -100,18 +101,22 @@ def test_a_stale_plan_says_what_changed(two_stages: Plan, tmp_path: Path) -> Non
 
 def test_relaxed_tables_are_below_full_ones() -> None:
     """What closes a group without its full tables must hold for them: no option takes less or holds less."""
-    for name, batch in ((LLAMA, 32),):
-        one = planner(name, NODE, 8192, batch)
+    experts = planner("mixtral-8x7b", "2x8 h200", 4096, 64, tp=8, pp=2, ep=1, etp=1)  # dp 1, but edp 8
+    for one in (planner(LLAMA, NODE, 8192, 32), experts, planner("mixtral-8x7b", NODE, 4096, 16, pp=1)):
         for group in one.space.groups():
-            full, least = one.pricer.full(group), one.pricer.relaxed(group)
-            for own, bounds in zip(full.choices, least.choices, strict=True):
+            full, least, half = one.pricer.full(group), one.pricer.relaxed(group), one.pricer.half_relaxed(group)
+            for own, bounds, halves in zip(full.choices, least.choices, half.choices, strict=True):
                 floor = {c.option.layout_in: c.option for c in bounds}
                 for choice in own:
-                    low = floor[choice.option.layout_in]
-                    for field in ("forward_ns", "input_gradient_ns", "weight_gradient_ns", "static_bytes"):
-                        assert getattr(choice.option, field) >= getattr(low, field), (group, choice.option.name, field)
-                    saved = choice.option.saved_bytes + choice.option.saved_until_w_bytes
-                    assert saved >= low.saved_bytes + low.saved_until_w_bytes
+                    assert _below(floor[choice.option.layout_in], choice.option), (group, choice.option.name)
+                    assert any(_below(c.option, choice.option) for c in halves
+                               if c.option.family == choice.option.family), (group, choice.option.name)
+
+
+def _below(low: Option, option: Option) -> bool:
+    times = all(getattr(low, name) <= getattr(option, name)
+                for name in ("forward_ns", "input_gradient_ns", "weight_gradient_ns", "static_bytes"))
+    return times and low.saved_bytes + low.saved_until_w_bytes <= option.saved_bytes + option.saved_until_w_bytes
 
 
 def test_a_cut_context_parallel_layout_is_never_cheaper() -> None:
@@ -150,6 +155,8 @@ def test_a_batch_that_does_not_divide_is_refused_or_padded() -> None:
     found = Planner(replace(planner(LLAMA, NODE, 8192, 60, tp=1, pp=1, cp=1).request, pad_batch=True),
                     model(LLAMA, 8192)).solve().plan
     assert found is not None and found.training.padded_batch == 64 and found.ask.global_batch == 60
+    free = Planner(replace(planner(LLAMA, NODE, 8192, 20).request, pad_batch=True), model(LLAMA, 8192))
+    assert free.batch == 20  # some layout divides it: nothing to pad
     assert found.predicted.tokens_per_s == pytest.approx(60 * 8192 / found.predicted.step_time_s)
 
 
@@ -194,6 +201,13 @@ def test_a_budget_of_21_gb_allows_no_less_than_one_of_20() -> None:
 
     sizes = [capacity(gb) for gb in (16, 19.9, 20, 20.1, 21, 24, 80)]
     assert sizes == sorted(sizes) and capacity(21) - capacity(20) == 10**9
+
+
+@pytest.mark.parametrize("option", ["--tp x", "--tp ²", "--micro-batches 1.5", "--zero x", "--tp 0", "--tpp 2"])
+def test_options_in_a_plan_file_are_checked(two_stages: Plan, option: str) -> None:
+    ask = two_stages.ask.model_copy(update={"options": (option,)})
+    with pytest.raises(InvalidInputError):
+        request_of(ask)
 
 
 def test_bad_asks_are_one_line() -> None:

@@ -24,7 +24,8 @@ def space(cluster: str = "3x8 h100-sxm", batch: int = 48, seq: int = 4096, kinds
 
 
 def test_degrees_that_are_no_powers_of_two() -> None:
-    found = space(seq=3 * 2048).layouts(24, 1)
+    one = space(seq=3 * 2048)
+    found = [o for m in divisors(48) for o in one.layouts(24, m)]
     assert {o.tp for o in found} == {1, 2, 3, 6}
     assert all(o.tp * o.cp * o.dp == 24 and 48 % o.dp == 0 for o in found)
     assert Layout(3, 1, "ring", 8) in found and Layout(6, 1, "ring", 4) in found
@@ -66,7 +67,10 @@ def test_experts_divide_and_etp_follows_tp() -> None:
     one = space(kinds=(EXPERTS, HEAD))
     found = set(one.families(EXPERTS, Layout(2, 1, "ring", 12)))
     assert {ep for ep, etp in found if etp == 1} == {1, 2, 3, 4, 6, 8, 12, 24}
-    assert {etp for _, etp in found} == {1, 2}
+    assert {etp for _, etp in found} == {1}  # ep could always be twice as much instead
+    assert any(left.axis == "etp" and "moves fewer rows" in left.reason for left in one.left)
+    pinned = space(kinds=(EXPERTS, HEAD), etp=2)
+    assert {etp for _, etp in pinned.families(EXPERTS, Layout(2, 1, "ring", 12))} == {2}
     assert list(one.families(LAYER, Layout(2, 1, "ring", 12))) == [(1, 1)]
     assert list(one.families(LAYER, Layout(4, 1, "ring", 6))) == []
 
@@ -86,6 +90,18 @@ def test_interleaving_needs_micro_batches_and_even_parts() -> None:
     assert any("4 stages do not divide 2 micro-batches" in left.reason for left in one.left)
     assert ("interleaved", 3) not in set(one.schedules(Group(4, 8, ORDER)))
     assert any(left.axis == "interleave" and "differ by a layer" in left.reason for left in one.left)
+
+
+def test_cuts_are_lifted_by_pins() -> None:
+    """Tensor parallelism between nodes, and micro-batches that are no power of two, are searched when asked for."""
+    free, wide = space("2x4 h100-sxm", batch=48, seq=8192), space("2x4 h100-sxm", batch=48, seq=8192, micro_batch=3)
+    assert all(48 // (m * o.dp) in (1, 2, 4, 8, 16) for m in divisors(48) for o in free.layouts(8, m))
+    assert {48 // (m * o.dp) for m in divisors(48) for o in wide.layouts(8, m)} == {3}
+    kinds = (replace(LAYER, heads=16, kv_heads=8, ffn=4096), HEAD)
+    near, far = (space("2x4 h100-sxm", 64, 8192, kinds, **pins) for pins in ({}, {"tp": 8}))
+    assert {o.tp for m in divisors(64) for o in near.layouts(8, m)} == {1, 2, 4}
+    assert any(left.axis == "tp" and "would leave the 4 GPUs" in left.reason for left in near.left)
+    assert {o.tp for m in divisors(64) for o in far.layouts(8, m)} == {8}
 
 
 def test_pins_leave_one_value() -> None:
