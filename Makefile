@@ -1,4 +1,4 @@
-# make demo   set up everything in .venv and run the demo         make test   set up everything and run the tests
+# make demo   set up everything in .venv and run both demos       make test   set up everything and run the tests
 # make lint   ruff, mypy                                          make sweep  every test and every fuzzer seed, results committed
 # make compat the tests under the oldest supported torch, triton  make bench  the benchmarks of README (needs hours)
 #
@@ -44,6 +44,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/gemm_epilogue.py
 	$(BIN)/python benchmarks/planner_vs_galvatron.py
 	$(BIN)/python benchmarks/collectives_vs_measured.py
+	$(BIN)/python benchmarks/costmodel_published.py
 	$(BIN)/python benchmarks/planner_exact.py
 
 wheel: $(VENV)/.demo

@@ -14,6 +14,8 @@ _HOME = {  # public name -> the module that defines it
     "compile": ".compiler.api",
     "load": ".compiler.api",
     "refresh": ".compiler.api",
+    "plan": ".compiler.planner.plan_model",
+    "Cluster": ".cost_model.cluster",
     "MeshwrightError": ".runtime.errors",
     "MeshwrightWarning": ".runtime.errors",
 }
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from .compiler.api import compile as compile
     from .compiler.api import load as load
     from .compiler.api import refresh as refresh
+    from .compiler.planner.plan_model import plan as plan
+    from .cost_model.cluster import Cluster as Cluster
     from .runtime.errors import MeshwrightError as MeshwrightError
     from .runtime.errors import MeshwrightWarning as MeshwrightWarning
 
-__all__ = ["MeshwrightError", "MeshwrightWarning", "__version__", "compile", "load", "passes", "refresh"]
+__all__ = ["Cluster", "MeshwrightError", "MeshwrightWarning", "__version__", "compile", "load", "passes", "plan",
+           "refresh"]
 
 
 def __getattr__(name: str) -> Any:

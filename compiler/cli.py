@@ -1,4 +1,5 @@
-"""The command line: `explain`, `kernels`, `model`, `plan`, `cluster`, `doctor`. `--help` imports no torch, no rich."""
+"""The command line; those that make plans are in `cli_plan.py`, those that look at them in
+`cli_inspect.py`. `--help` imports no torch, no rich."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from ..runtime.errors import InvalidInputError, MeshwrightError
+from .cli_inspect import register as register_inspection
+from .cli_plan import register as register_planning
 
 app = typer.Typer(name="meshwright", no_args_is_help=True, rich_markup_mode=None, add_completion=False,
                   pretty_exceptions_enable=False, help="Compile PyTorch models and show what was done.")
@@ -87,37 +90,6 @@ def model(model: Annotated[str, typer.Argument(metavar="MODEL", help=(
 
 
 @app.command()
-def plan(galvatron_profiles: Annotated[Path, typer.Option(help="Folder of Galvatron's profile files: computation, "
-                                                               "memory and hardware.")],
-         layers: Annotated[int, typer.Option(min=1, help="Transformer layers of the model.")],
-         gpus: Annotated[int, typer.Option(min=1, help="GPUs, a power of two that was profiled.")],
-         memory_gb: Annotated[float, typer.Option(help="Memory of a GPU; a fifth is set aside above 20.")],
-         global_batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")],
-         chunks: Annotated[int | None, typer.Option(help="Micro-batches of a step; searched if not given.")] = None,
-         hidden: Annotated[int | None, typer.Option(min=1, help="Hidden size; by default what the memory profile "
-                                                                "of a checkpointed layer implies.")] = None,
-         output: Annotated[Path | None, typer.Option("--output", "-o", help="Write Galvatron's plan JSON.")] = None,
-         as_json: Json = False) -> None:
-    """Find the fastest parallel plan under Galvatron's cost formulas, on its profile files. Exit code 3: none fits."""
-    from .plan_command import plan_from_galvatron_profiles
-    from .planner.galvatron import Ask
-
-    ask = Ask(layers, memory_gb, global_batch, chunks)
-    with progress("searching for a plan"):
-        answer = plan_from_galvatron_profiles(galvatron_profiles, ask, gpus, hidden)
-    if answer.fits and output is not None:
-        _write(output, answer.plan_file())
-    if as_json:
-        _print(answer.as_dict())
-    elif answer.fits:
-        _print(answer)
-    else:
-        print(f"meshwright: {answer.as_dict()['reason']}", file=sys.stderr)
-    if not answer.fits:
-        raise typer.Exit(3)
-
-
-@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, which compilers and targets work, and how large the kernel cache is."""
     from .doctor import examine
@@ -172,6 +144,10 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise InvalidInputError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+register_planning(app, _print, progress)
+register_inspection(app, _print, progress)
 
 
 def main() -> None:

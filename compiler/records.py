@@ -73,7 +73,8 @@ def op_record(node: fx.Node, symbol_values: SymbolValues | None = None) -> OpRec
     read = _bytes_read(kind, ins, written, values)
     product = kind in ("gemm", "conv", "attention")
     work = ElementOps() if product else _element_ops(node, name, overload, ins, outs, elements, values)
-    return OpRecord(name, kind, dtype, _flops(node, values), read, written, elements, work, DISPATCHES.get(name, 1))
+    return OpRecord(name, kind, dtype, _flops(node, values), read, written, elements, work, DISPATCHES.get(name, 1),
+                    _shape(name, kind, node, values))
 
 
 def group_records(group: Group, symbol_values: SymbolValues | None = None) -> list[OpRecord]:
@@ -213,6 +214,23 @@ def _flops(node: fx.Node, values: SymbolValues) -> int:
     tree = (node.args, node.kwargs, node.meta["val"])
     args, kwargs, out = torch_compat.tree_map(lambda v: _concrete(v, values), tree)
     return int(formula(*args, **kwargs, out_val=out))
+
+
+def _shape(name: str, kind: OpKind, node: fx.Node, values: SymbolValues) -> tuple[int, ...]:
+    """See `OpRecord.shape`; empty for products of other than one or two matrices."""
+    sizes = [[_value(s, values) for s in t.shape] for a in node.args if isinstance(a, fx.Node)
+             for t in _tensors(a.meta.get("val"))]
+    if kind == "attention":
+        query, key = sizes[int("backward" in name):][:2]  # a backward takes the output's gradient first
+        return (*query[:3], key[2], query[3], key[1]) if len(query) == len(key) == 4 else ()
+    if kind != "gemm" or len(sizes) < 2 or not all(len(s) in (2, 3) for s in sizes[-2:]):
+        return ()
+    a, b = sizes[-2:]
+    if name == "grouped_mm_weights":  # rows [S, K], grad [S, N]
+        return (int(node.args[2]), a[0], a[1], b[1])  # type: ignore[arg-type]
+    if name == "grouped_mm":  # rows [S, K], weights [E, K, N]
+        return (b[0], a[0], a[1], b[2])
+    return (a[0] if len(a) == 3 else 1, *a[-2:], b[-1])
 
 
 def _concrete(value: Any, values: SymbolValues) -> Any:

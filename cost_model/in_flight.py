@@ -70,14 +70,23 @@ def held_at_peaks(schedule: Schedule, stage: int) -> tuple[Held, ...]:
     Takes no longer for more micro-batches: orders repeat after the warm-up, so three times p show every moment."""
     if schedule.name == "gpipe":
         return (Held((schedule.micro_batches,), (schedule.micro_batches,)),)
-    few = replace(schedule, micro_batches=min(schedule.micro_batches, 3 * schedule.stages))
-    until_b, until_w = [0] * schedule.chunks, [0] * schedule.chunks
+    return _held_at_peaks(replace(schedule, micro_batches=min(schedule.micro_batches, 3 * schedule.stages)), stage)
+
+
+@lru_cache(maxsize=1 << 15)
+def _held_at_peaks(few: Schedule, stage: int) -> tuple[Held, ...]:
+    until_b, until_w = [0] * few.chunks, [0] * few.chunks
     moments: dict[Held, None] = {}
-    for op in stage_order(few, stage):
-        _count(op, until_b, until_w, schedule.splits_backward)
-        if op.kind == "F":
+    ahead = warm_up(few, stage)  # forwards before the first backward: the last of them holds most
+    for number, op in enumerate(stage_order(few, stage)):
+        _count(op, until_b, until_w, few.splits_backward)
+        if op.kind == "F" and number >= ahead - 1:
             moments[Held(tuple(until_b), tuple(until_w))] = None
-    return tuple(a for a in moments if not any(a != b and _covers(b, a) for b in moments))
+    largest: list[Held] = []  # what covers another moment holds more in all, and comes before it in this order
+    for moment in sorted(moments, key=lambda held: -sum(held.until_b) - sum(held.until_w)):
+        if not any(_covers(other, moment) for other in largest):
+            largest.append(moment)
+    return tuple(moment for moment in moments if moment in largest)
 
 
 def peak_activation_bytes(schedule: Schedule, stage: int, until_b_bytes: Sequence[int],

@@ -49,11 +49,13 @@ class Saved:
     """What one mode of recomputation keeps between forward and backward, and what it runs a second time.
 
     `bytes`: activations of this layer; parameters, and `carried` and `constant` boundaries, which several layers share,
-    are not among them. `recomputed`: positions in the layer's `forward` records.
+    are not among them. `recomputed`: positions in the layer's `forward` records. `weight_bytes`: of `bytes`, what the
+    weights' gradients read, which a schedule that delays these keeps longer.
     """
 
     bytes: int
     recomputed: tuple[int, ...] = ()
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class LayerKind:
     and owned by an earlier layer. `saved`: by `RecomputeMode`. `causal_flops_*`: the part of the FLOPs that stands in
     causal attention, where a kernel that skips masked blocks does about half. `expert_flops_*`: the part in experts.
     The counts at the end were found in the graph; None where there is no such thing.
+
+    `weight_only`: positions in `backward` of what only the weights' gradients need. `fused_forward`, `fused_backward`:
+    bytes that cross memory at each operator when neighbouring element-wise operators and reductions are one kernel, as
+    a compiler makes them; empty where nobody looked. `vector_parameters`: of `parameters`, those of one dimension,
+    which tensor parallelism repeats. `gradient_bytes`: gradients of activations that the weights' gradients read.
     """
 
     name: str
@@ -79,6 +86,11 @@ class LayerKind:
     expert_flops_forward: int = 0
     expert_flops_backward: int = 0
     expert_parameters: int = 0
+    weight_only: tuple[int, ...] = ()
+    fused_forward: tuple[int, ...] = ()
+    fused_backward: tuple[int, ...] = ()
+    gradient_bytes: int = 0
+    vector_parameters: int = 0
     heads: int | None = None
     kv_heads: int | None = None
     ffn: int | None = None
@@ -94,6 +106,15 @@ class LayerKind:
         for mode, saved in self.saved.items():
             if any(i >= len(self.forward) for i in saved.recomputed):
                 raise ValueError(f"{self.name}: {mode} recomputes an operator that is not among the forward ones")
+        if any(i >= len(self.backward) for i in self.weight_only) or any(
+                fused and len(fused) != len(records) for fused, records in (
+                    (self.fused_forward, self.forward), (self.fused_backward, self.backward))):
+            raise ValueError(f"{self.name}: positions or fused bytes that don't fit its operators")
+
+    @property
+    def inputs_chain(self) -> bool:
+        """Whether hidden states enter: not so for an embedding."""
+        return any(b.role == "chain" for b in self.inputs)
 
     @property
     def flops_forward(self) -> int:

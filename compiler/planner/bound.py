@@ -19,9 +19,9 @@ Interleaved: a stage's chunks are v separate stretches; where they start is know
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -32,10 +32,11 @@ from .tables import BACKWARD, FORWARD, STATIC, TAIL, TRANSIENT, UNTIL_B, UNTIL_W
 
 INFINITE = 1 << 62
 MOST_EXACT = 1500  # sums of a run enumerated; above, its linear relaxation
-MOST_PAIRS = 200_000  # of sums of two runs combined; above, the relaxation again
+MOST_PAIRS = 10_000  # of sums of two runs combined; above, the relaxation again
 Floats = npt.NDArray[np.float64]
 
 Content = tuple[tuple[tuple[int, int], ...], ...]  # per chunk: (kind, layers) pairs
+_Pools = tuple[tuple[int, int, int, int], ...]  # (kind, micro-batches held until B, until W, layers)
 
 
 class Weights(NamedTuple):
@@ -73,6 +74,9 @@ class Bound:
         self.counts = np.concatenate([np.zeros((1, len(kinds)), np.int64), np.cumsum(
             np.array(self.layers)[:, None] == np.array(kinds)[None, :], axis=0)])
         self._least: dict[tuple[int, Content, Weights], int] = {}
+        self._pooled: dict[tuple[_Pools, Weights], int] = {}
+        self._paths: dict[int, list[int | None]] = {}  # interleaved: by stage
+        self._chunks: dict[int, list[list[int]]] = {}  # interleaved: chunks of a stage that are alike
         self._run_of: dict[tuple[int, int, int, int, Weights, tuple[int, ...] | None], _Run] = {}
 
     def _prefix(self, *columns: int) -> list[int]:
@@ -178,32 +182,59 @@ class Bound:
         longer = self.count - low * self.outer.parts
         held = 0
         for stage in range(self.outer.p):
-            n = self._longer_parts(stage, low, longer, limit)
-            if n is None:
+            most = None
+            for n, path in enumerate(self._longer_parts(stage, low, longer)):
+                if path is not None:
+                    if path > limit:
+                        break
+                    most = n
+            if most is None:
                 return False
-            held += n
+            held += most
         return held >= longer
 
-    def _longer_parts(self, stage: int, low: int, longer: int, limit: int) -> int | None:
-        """The most parts of the stage that may be longer, within the limit; None when not even none may."""
-        found = None
+    def _longer_parts(self, stage: int, low: int, longer: int) -> Iterator[int | None]:
+        """The least path with none, one, two, … parts of the stage longer; None where no cuts are like that."""
+        found = self._paths.setdefault(stage, [])
         for n in range(min(self.outer.v, longer) + 1):
-            if min(self._interleaved_path(stage, low, longer, extra)
-                   for extra in combinations(range(self.outer.v), n)) > limit:
-                break
-            found = n
-        return found
+            if n == len(found):
+                paths = [path for extra in self._longer_choices(stage, low, longer, n)
+                         if (path := self._interleaved_path(stage, low, longer, extra)) is not None]
+                found.append(min(paths, default=None))
+            yield found[n]
 
-    def _interleaved_path(self, s: int, low: int, longer: int, extra: tuple[int, ...]) -> int:
-        p, m = self.outer.p, self.outer.m
-        chunks = []
-        for chunk in range(self.outer.v):
-            part, size = chunk * p + s, low + (chunk in extra)
-            starts = range(part * low + max(0, longer - (p * self.outer.v - part)), part * low + min(part, longer) + 1)
-            windows = np.stack([self.counts[min(self.count, i + size)] - self.counts[i] for i in starts])
-            row = windows.min(axis=0)
-            chunks.append(tuple((int(k), int(row[k])) for k in np.flatnonzero(row)))
-        content, start = tuple(chunks), s * low
+    def _longer_choices(self, stage: int, low: int, longer: int, n: int) -> Iterator[tuple[int, ...]]:
+        """Which n chunks of the stage are longer, up to chunks that hold as much and contain as much."""
+        if stage not in self._chunks:
+            held = max(self.tables.held(stage), key=lambda h: sum(h.until_b) + sum(h.until_w))
+            alike: dict[object, list[int]] = {}
+            for chunk in range(self.outer.v):
+                rows = tuple(self._fewest(stage, chunk, low, longer, own) for own in (0, 1))
+                alike.setdefault((held.until_b[chunk], held.until_w[chunk], rows), []).append(chunk)
+            self._chunks[stage] = list(alike.values())
+        groups = self._chunks[stage]
+        for counts in product(*(range(min(n, len(g)) + 1) for g in groups)):
+            if sum(counts) == n:
+                yield tuple(chunk for g, k in zip(groups, counts, strict=True) for chunk in g[:k])
+
+    def _fewest(self, stage: int, chunk: int, low: int, longer: int, own: int) -> tuple[tuple[int, int], ...] | None:
+        """The least number of layers of each kind in a chunk, `own` 1 for a longer one; None where it can't be that."""
+        part = chunk * self.outer.p + stage
+        after = self.outer.parts - part - 1  # of the other longer parts, as many as fit may come before this one
+        starts = range(part * low + max(0, longer - own - after), part * low + min(part, longer - own) + 1)
+        windows = [self.counts[i + low + own] - self.counts[i] for i in starts]
+        if not windows:
+            return None
+        row = np.min(windows, axis=0)
+        return tuple((int(k), int(row[k])) for k in np.flatnonzero(row))
+
+    def _interleaved_path(self, s: int, low: int, longer: int, extra: tuple[int, ...]) -> int | None:
+        """The longest of the paths a and b with these chunks one longer; None where no cuts are like that."""
+        m = self.outer.m
+        chunks = [self._fewest(s, chunk, low, longer, int(chunk in extra)) for chunk in range(self.outer.v)]
+        content, start = tuple(c for c in chunks if c is not None), s * low
+        if len(content) < len(chunks):
+            return None
         a = self.forward[start] + s * self.send_forward + self.least(s, content, Weights(m, m, 0, 1))
         b = self.turn[start] + s * self.send_turn + self.tail[1] + self.least(s, content, Weights(m, m, 0, 0))
         return max(a, b)
@@ -217,30 +248,59 @@ class Bound:
         return self._least[key]
 
     def _solve(self, stage: int, content: Content, weights: Weights) -> int:
+        held = max(self.tables.held(stage), key=lambda h: sum(h.until_b) + sum(h.until_w))
+        pooled: dict[tuple[int, int, int], int] = {}  # chunks that hold as much are as one
+        for chunk, pairs in enumerate(content):
+            for kind, n in pairs:
+                key = kind, held.until_b[chunk], held.until_w[chunk]
+                pooled[key] = pooled.get(key, 0) + n
+        pools = tuple(sorted((*key, n) for key, n in pooled.items()))
+        if (pools, weights) not in self._pooled:
+            self._pooled[pools, weights] = self._solve_pools(pools, weights)
+        return self._pooled[pools, weights]
+
+    def _solve_pools(self, pools: _Pools, weights: Weights) -> int:
         totals: dict[int, int] = {}
-        for kind, n in (pair for chunk in content for pair in chunk):
+        for kind, _, _, n in pools:
             totals[kind] = totals.get(kind, 0) + n
         if not totals:
             return 0
         major = max(totals, key=lambda kind: totals[kind])
-        held = max(self.tables.held(stage), key=lambda h: sum(h.until_b) + sum(h.until_w))
+        least = {kind: self.costs(kind, weights) for kind in totals}
+        others = sum(n * int(least[kind].min()) for kind, n in totals.items() if kind != major)
+        families = sorted((totals[major] * int(least[major][list(family)].min()) + others, family)
+                          for family in self.tables.families[major])
         best = math.inf
-        for family in self.tables.families[major]:
+        for without_memory, family in families:
+            if without_memory >= best:
+                break
             room = self.problem.capacity_bytes - max(
                 int(self.tables.options[kind][list(family) if kind == major else slice(None), TRANSIENT].min())
                 for kind in totals)
-            parts = [self._runs(kind, n, held.until_b[chunk], held.until_w[chunk], weights,
-                                family if kind == major else None)
-                     for chunk, pairs in enumerate(content) for kind, n in pairs]
+            parts = [self._runs(kind, n, until_b, until_w, weights, family if kind == major else None)
+                     for kind, until_b, until_w, n in pools]
             best = min(best, _least_together(parts, room))
         return INFINITE if best == math.inf else max(0, math.ceil(best * (1 - 1e-12) - 1e-6))
+
+    def least_among(self, parts: Sequence[tuple[int, int, tuple[int, ...]]]) -> float:
+        """The least busy time of (kind, layers, options) under the memory of stage 0; infinite when they don't fit."""
+        held = max(self.tables.held(0), key=lambda h: sum(h.until_b) + sum(h.until_w))
+        weights = Weights(self.outer.m, self.outer.m, self.outer.m, 1)
+        runs = [self._runs(kind, n, round(sum(held.until_b) / self.outer.v), round(sum(held.until_w) / self.outer.v),
+                           weights, ids) for kind, n, ids in parts]
+        return _least_together(runs, self.problem.capacity_bytes)
+
+    def costs(self, kind: int, weights: Weights) -> Ints:
+        """Weighted time of every option."""
+        found: Ints = self.tables.options[kind][:, [FORWARD, BACKWARD, WEIGHT, TAIL]] @ np.array(weights)
+        return found
 
     def _runs(self, kind: int, count: int, until_b: int, until_w: int, weights: Weights,
               family: tuple[int, ...] | None) -> _Run:
         key = kind, count, until_b, until_w, weights, family
         if key not in self._run_of:
             table = self.tables.options[kind]
-            cost = table[:, [FORWARD, BACKWARD, WEIGHT, TAIL]] @ np.array(weights)
+            cost = self.costs(kind, weights)
             memory = table[:, STATIC] + until_b * table[:, UNTIL_B] + until_w * table[:, UNTIL_W]
             groups = self.tables.families[kind] if family is None else (family,)
             self._run_of[key] = _union([_run(memory[list(g)], cost[list(g)], count) for g in groups])

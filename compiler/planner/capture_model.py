@@ -22,9 +22,10 @@ import torch
 
 from ...cost_model.model import Boundary, LayerKind, ModelDescription, ParameterGroup
 from ...runtime.errors import UnsupportedError
+from .fused import fused_bytes
 from .gpu_operators import GpuOperators
 from .hf_tracing import plain_sequences
-from .joint import InputRole, tensor_bytes, trace
+from .joint import InputRole, Joint, tensor_bytes, trace
 from .layers import Recorder
 from .meta_model import MetaModel, build
 from .parts import Part, parts_of
@@ -95,8 +96,16 @@ def _capture(part: Part, state: State, imbalance: float) -> Captured:
                        for i, (name, role, t) in enumerate(zip(part.names, part.roles, part.tensors, strict=True))
                        if len(names) + i in joint.read)
     kind = LayerKind(part.title, joint.forward_records, joint.backward_records, (), (), joint.saved(), boundaries,
-                     time.perf_counter() - started, **dataclasses.asdict(found))
+                     time.perf_counter() - started, **_delayed(joint), **dataclasses.asdict(found))
     return Captured(kind, frozenset(n for i, n in enumerate(names) if i in joint.read))
+
+
+def _delayed(joint: Joint) -> dict[str, Any]:
+    """Fields of `LayerKind` about gradients of weights and about fusion."""
+    forward, backward = fused_bytes(joint)
+    ran = [n for n in joint.backward if n in joint.records]
+    return {"weight_only": tuple(i for i, n in enumerate(ran) if n in joint.weight_only), "fused_forward": forward,
+            "fused_backward": backward, "gradient_bytes": joint.gradient_bytes()}
 
 
 def _compare(part: Part, group: Captured, own: Captured) -> None:
@@ -125,13 +134,16 @@ def _owned(parts: Sequence[Part], captured: Mapping[Any, Captured],
     kinds: dict[Any, int] = {}
     order, made = list[int](), list[LayerKind]()
     for part, names in zip(parts, reads, strict=True):
-        own = _groups(state, [n for n in names if state.identity(n) not in owned])
+        new = [n for n in names if state.identity(n) not in owned]
+        own = _groups(state, new)
+        vectors = sum(state.fake[n].numel() for n in new if state.fake[n].dim() < 2)
         tied = _groups(state, [n for n in names if state.identity(n) in owned])
         owned.update(state.identity(n) for n in names)
         key = (part.group, own, tied)
         if key not in kinds:
             kinds[key] = len(made)
-            made.append(dataclasses.replace(captured[part.group].kind, parameters=own, tied=tied))
+            made.append(dataclasses.replace(captured[part.group].kind, parameters=own, tied=tied,
+                                            vector_parameters=vectors))
         order.append(kinds[key])
     return made, order, sum(state.fake[n].numel() for n in unused)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, pairwise
@@ -107,11 +107,14 @@ class History:
 
 class Fronts:
     """The fronts of one outer tuple, each computed once. `chain(kinds)` is exact, but for what keeps a stage busy for
-    `below_ns` or more, and raises `TooLarge` once that took too many comparisons. A `place`, a stage and chunk, keeps
-    only the least busy time at each memory there, two columns instead of eight: that scales."""
+    `below_ns` or more, and raises `TooLarge` once that took more than `most_work` comparisons. A `place`, a stage and
+    chunk, keeps only the least busy time at each memory there, two columns instead of eight: that scales. `allowed` may
+    leave only some options of a kind there."""
 
-    def __init__(self, tables: Tables, below_ns: int = 1 << 62) -> None:
+    def __init__(self, tables: Tables, below_ns: int = 1 << 62, most_work: int = MOST_WORK,
+                 allowed: Sequence[frozenset[int]] | None = None) -> None:
         self.tables, self.below_ns, self.history, self.work = tables, below_ns, History(), 0
+        self.most_work, self.allowed = most_work, allowed
         self._chains: dict[tuple[tuple[int, ...], Place | None], dict[Key, Front]] = {}
         self._runs: dict[tuple[int, tuple[int, ...], int, Place | None, int], Step] = {}
 
@@ -143,6 +146,8 @@ class Fronts:
     def _by_kind(self, kinds: tuple[int, ...], families: dict[int, tuple[tuple[int, ...], ...]],
                  place: Place | None) -> dict[Key, Front]:
         """All options of a family have one pair of layouts: the order of layers matters only to re-sharding."""
+        if place is None and math.prod(map(len, families.values())) > MOST_SUMS:
+            raise TooLarge
         pairs, totals = Counter(pairwise(kinds)), Counter(kinds)
         none = np.zeros(8, np.int64)
         states: list[tuple[Families, dict[int, tuple[int, int]], Front | None]] = [((), {}, None)]
@@ -170,10 +175,15 @@ class Fronts:
 
     def _families(self, kind: int, place: Place | None) -> tuple[tuple[int, ...], ...]:
         """Options that a run may mix. At a place, if all may mix, those of equal layouts: a heuristic that scales."""
-        tables = self.tables
-        if place is None or not tables.problem.mixing:
-            return tables.families[kind]
-        return tuple(self._by_layouts(kind, tables.families[kind][0]).values()) if tables.families[kind] else ()
+        found = self.tables.families[kind]
+        if place is None:
+            return found
+        if self.tables.problem.mixing:
+            found = tuple(self._by_layouts(kind, found[0]).values()) if found else ()
+        if self.allowed is None:
+            return found
+        own = self.allowed[kind]
+        return tuple(left for ids in found if (left := tuple(i for i in ids if i in own)))
 
     def _by_layouts(self, kind: int, ids: tuple[int, ...]) -> dict[tuple[int, int], tuple[int, ...]]:
         options = self.tables.outer.options[kind]
@@ -264,7 +274,7 @@ class Fronts:
             rest = left[1:]
             left = rest[(rows[rest] < rows[first]).any(axis=1)]
             self.work += len(rest) * rows.shape[1]
-            if self.work > MOST_WORK:
+            if self.work > self.most_work:
                 raise TooLarge
         return np.sort(np.array(kept, dtype=np.intp))
 

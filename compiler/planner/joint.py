@@ -17,8 +17,9 @@ import contextlib
 import copy
 import logging
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -102,9 +103,15 @@ class Joint:
                 again.add(result_of(node))
                 queue.extend(result_of(node).all_input_nodes)
         order = [n for n in self.forward if n in self.records]
-        return Saved(self._bytes(kept), tuple(i for i, n in enumerate(order) if n in again))
+        return Saved(self._bytes(kept), tuple(i for i, n in enumerate(order) if n in again), self._weight_bytes(kept))
 
-    def _min_cut(self) -> Saved:
+    def min_cut_kept(self) -> frozenset[fx.Node]:
+        """The tensors, behind views, that `min-cut` keeps."""
+        return self._cut[0]
+
+    @cached_property
+    def _cut(self) -> tuple[frozenset[fx.Node], frozenset[str]]:
+        """What torch's partitioner keeps, and the names of what it runs in the backward pass."""
         static = [i for i, role in enumerate(self.roles) if role in ("parameter", "buffer")]
         joint = copy.copy(self.module)  # the partitioner exchanges the graph of the module it is given
         with _quiet():
@@ -112,12 +119,34 @@ class Joint:
                 joint, [], num_fwd_outputs=self.forward_outputs, static_lifetime_input_indices=static)
         by_name = {n.name: n for n in self.module.graph.nodes}
         kept = {view_root(n) for n in _outputs(forward)[self.forward_outputs:] if isinstance(n, fx.Node)}
-        ours = {by_name[n.name] for n in kept if n.name in by_name}
-        ran = [n for n in self.forward if n in self.records]
-        names = {n.name for n in backward.graph.nodes if n.op == "call_function"}
-        return Saved(self._bytes(ours), tuple(i for i, n in enumerate(ran) if n.name in names))
+        return (frozenset(by_name[n.name] for n in kept if n.name in by_name),
+                frozenset(n.name for n in backward.graph.nodes if n.op == "call_function"))
 
-    def _bytes(self, kept: set[fx.Node]) -> int:
+    def _min_cut(self) -> Saved:
+        ours, names = self._cut
+        ran = [n for n in self.forward if n in self.records]
+        again = tuple(i for i, n in enumerate(ran) if n.name in names)
+        return Saved(self._bytes(ours), again, self._weight_bytes(ours))
+
+    @cached_property
+    def weight_only(self) -> frozenset[fx.Node]:
+        """Backward operators that no gradient of an activation needs."""
+        gradients = _outputs(self.module)[self.forward_outputs:]
+        needed = _ancestors(_nodes([g for g, role in zip(gradients, self.roles, strict=False)
+                                    if role in ("chain", "carried")]))
+        return frozenset(n for n in self.backward if n not in needed)
+
+    def _weight_bytes(self, kept: Set[fx.Node]) -> int:
+        """Of what is kept, the bytes that gradients of weights read."""
+        return self._bytes(kept & {view_root(a) for n in self.weight_only for a in n.all_input_nodes})
+
+    def gradient_bytes(self) -> int:
+        """Gradients of activations that only gradients of weights still read when these are delayed."""
+        made = {view_root(a) for n in self.weight_only for a in n.all_input_nodes}
+        return self._bytes({n for n in made if result_of(n) in set(self.backward) - self.weight_only
+                            or (n.op == "placeholder" and self.role(n) is None)})
+
+    def _bytes(self, kept: Set[fx.Node]) -> int:
         return sum(tensor_bytes(t) for n in kept if self.role(n) in (None, "chain")
                    for t in torch_compat.tree_leaves(n.meta.get("val")) if isinstance(t, torch.Tensor))
 

@@ -20,6 +20,7 @@ from .problem import Plan, part_sizes
 from .tables import STATIC, TRANSIENT, UNTIL_B, UNTIL_W, Ints, staircase
 
 SLACKS = (0.0005, 0.002, 0.01, 0.05)  # how far above the bound cuts are looked for
+WORTH_IMPROVING = 0.05  # moves of single layers gain less
 SHARES = (0.5, 0.0, 1.0, 0.25, 0.75)  # where in their windows
 MOST_ROWS = 128  # per chunk of a stage, and of sums over several chunks
 Ends = tuple[int, ...]
@@ -62,7 +63,17 @@ class Large:
         if not starts:
             return None
         ends = min(starts, key=lambda one: starts[one][0])
+        if starts[ends][0] > below * (1 + WORTH_IMPROVING):
+            return None
         step_ns, plan = self._improved(ends, starts[ends])
+        return (step_ns, plan) if step_ns < below else None
+
+    def improved(self, best: tuple[int, Plan], below: int) -> tuple[int, Plan] | None:
+        """A plan faster than `below` ns from the cuts of another one, or None."""
+        found = self.plan(best[1].ends)
+        if found is None:
+            return None
+        step_ns, plan = self._improved(best[1].ends, found)
         return (step_ns, plan) if step_ns < below else None
 
     def plan(self, ends: Ends) -> tuple[int, Plan] | None:

@@ -120,7 +120,8 @@ class Layered:
     def _sums(self, values: Ints, front: Front, stage: int, chunk: int, last: int,
               own: Key) -> tuple[Ints, Ints, Ints]:
         v, base, costs = self.outer.v, self.at[stage], front.costs
-        if len(values) * len(costs) > MOST_ROWS:
+        self.fronts.work += len(values) * len(costs) * values.shape[1]
+        if len(values) * len(costs) > MOST_ROWS or self.fronts.work > self.fronts.most_work:
             raise TooLarge
         rows, picked = np.divmod(np.arange(len(values) * len(costs)), len(costs))
         sums, added = values[rows], costs[picked]

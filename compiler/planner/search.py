@@ -14,9 +14,9 @@ from typing import Literal
 from ...runtime.errors import MeshwrightError
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
-from .fronts import Fronts, TooLarge
-from .large import Large
+from .fronts import MOST_WORK, Fronts, TooLarge
 from .layered import Layered
+from .layouts import best_of_layouts
 from .problem import Outer, Plan, Problem
 from .tables import Tables
 
@@ -67,13 +67,23 @@ class NothingFits:
     proven: bool
 
 
-def search(problem: Problem, *, within: float = 0.0) -> Found | NothingFits:
-    """The fastest plan. With `within` 0.01 it stops once the best plan is at most 1 % above every open bound."""
-    run = _Run(problem, within)
+def search(problem: Problem, *, within: float = 0.0, most_work: int = MOST_WORK) -> Found | NothingFits:
+    """The fastest plan. With `within` 0.01 it stops once the best plan is at most 1 % above every open bound.
+    `most_work` limits the comparisons of the exact search per outer tuple; beyond, the heuristic's plan stands."""
+    plan, tuples, exact = search_below(problem, INFINITE, within=within, most_work=most_work)
+    if plan is None:
+        return NothingFits(tuples, exact)
+    return Found(plan, evaluate(problem, plan), tuples, exact)
+
+
+def search_below(problem: Problem, known_ns: int, *, within: float,
+                 most_work: int) -> tuple[Plan | None, tuple[Outcome, ...], bool]:
+    """(the fastest plan if it is faster than `known_ns`, what became of the tuples, whether nothing was left out)."""
+    run = _Run(problem, within, most_work, known_ns)
     run.go()
     tuples = tuple(run.done[i] for i in range(len(problem.outers)))
     if run.best is None:
-        return NothingFits(tuples, not run.inexact)
+        return None, tuples, not run.inexact
     step_ns, plan = run.best
     plan = simplest(problem, plan, step_ns)
     evaluation = evaluate(problem, plan)
@@ -81,27 +91,31 @@ def search(problem: Problem, *, within: float = 0.0) -> Found | NothingFits:
         raise MeshwrightError(f"the search priced its plan at {step_ns} ns and as fitting, evaluate at "
                               f"{evaluation.step_ns} ns and {'' if evaluation.fits else 'not '}fitting",
                               do="This is a bug: please report it with the problem's JSON.")
-    return Found(plan, evaluation, tuples, not run.inexact)
+    return plan, tuples, not run.inexact
 
 
 class _Run:
-    def __init__(self, problem: Problem, within: float) -> None:
-        self.problem, self.within = problem, within
+    def __init__(self, problem: Problem, within: float, most_work: int, known_ns: int) -> None:
+        self.problem, self.within, self.most_work, self.known_ns = problem, within, most_work, known_ns
         self.best: tuple[int, Plan] | None = None
         self.done: dict[int, Outcome] = {}
         self.inexact = False
 
     @property
     def below(self) -> int:
-        return self.best[0] if self.best else INFINITE
+        return self.best[0] if self.best else self.known_ns
 
     @property
     def enough(self) -> int:
         """A bound at or above this ends the search."""
-        return math.ceil(self.below * (1 - self.within)) if self.best else INFINITE
+        return self._enough(self.below)
+
+    def _enough(self, step_ns: int) -> int:
+        return math.ceil(step_ns * (1 - self.within)) if step_ns < INFINITE else INFINITE
 
     def go(self) -> None:
-        """A tuple enters with its quick bound, comes back with its full one, and is then searched."""
+        """A tuple enters with its quick bound, comes back with its full one, and is then searched. The first that may
+        fit gives a plan at once: against one, a full bound is mostly a single question."""
         bounds = {i: Bound(self.problem, outer) for i, outer in enumerate(self.problem.outers)}
         queue = [(bound.quick(), i, False) for i, bound in bounds.items()]
         heapq.heapify(queue)
@@ -114,25 +128,30 @@ class _Run:
                 self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
             else:
                 lower = max(lower, bounds[i].lower_bound(self.enough, COARSE))
-                if lower >= INFINITE or (self.best is None and not bounds[i].fits()):
+                if lower >= INFINITE or (self.below >= INFINITE and not bounds[i].fits()):
                     self.done[i] = Outcome(i, "infeasible", INFINITE)
                 else:
+                    if self.below >= INFINITE:
+                        self.best = self._searched(i, bounds[i], lower)
                     heapq.heappush(queue, (lower, i, True))
 
     def _excluded(self, i: int, lower: int) -> None:
         self.done[i] = Outcome(i, "bounded", lower)
         self.inexact |= lower < self.below
 
+    def _searched(self, i: int, bound: Bound, lower: int) -> tuple[int, Plan] | None:
+        return best_of_layouts(Tables(self.problem, self.problem.outers[i]), bound, i, lower, self.below)
+
     def _solve(self, i: int, bound: Bound, lower: int) -> None:
         outer = self.problem.outers[i]
         tables = Tables(self.problem, outer)
         found, exact = None, lower >= self.below
         if not exact:
-            found = Large(Fronts(tables), bound, i).best(lower, self.below)
-            if _small(self.problem, outer):
-                below = found[0] if found else self.below
+            found = self._searched(i, bound, lower)
+            below = found[0] if found else self.below
+            if _small(self.problem, outer) and lower < self._enough(below):
                 try:
-                    found = Layered(Fronts(tables, below), i).solve(below) or found
+                    found = Layered(Fronts(tables, below, self.most_work), i).solve(below) or found
                     exact = True
                 except TooLarge:
                     pass

@@ -16,6 +16,11 @@ COLUMNS = ("forward", "backward", "weight", "tail", "static", "until_b", "until_
 FORWARD, BACKWARD, WEIGHT, TAIL, STATIC, UNTIL_B, UNTIL_W, TRANSIENT = range(8)
 
 
+MOST_SHARED = 16
+_SHARED: dict[tuple[int, bool, bool], tuple[object, tuple[Ints, ...], tuple[tuple[tuple[int, ...], ...], ...]]] = {}
+"""Arrays of the last few tables: outer tuples that differ in their schedule only have the same ones."""
+
+
 @dataclass(frozen=True)
 class Tables:
     """`options[kind]` is an array [options, 8] of ns and bytes. Where the schedule does not split the backward, B takes
@@ -28,8 +33,16 @@ class Tables:
     families: tuple[tuple[tuple[int, ...], ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(map(self._priced, range(len(self.problem.kinds)))))
-        object.__setattr__(self, "families", tuple(map(self._grouped, range(len(self.problem.kinds)))))
+        kinds = range(len(self.problem.kinds))
+        key = id(self.outer.options), self.outer.order.splits_backward, self.problem.mixing
+        kept = _SHARED.get(key)
+        if kept is None or kept[0] is not self.outer.options:
+            kept = self.outer.options, tuple(map(self._priced, kinds)), tuple(map(self._grouped, kinds))
+            if len(_SHARED) >= MOST_SHARED:
+                _SHARED.clear()
+            _SHARED[key] = kept
+        object.__setattr__(self, "options", kept[1])
+        object.__setattr__(self, "families", kept[2])
 
     def _priced(self, kind: int) -> Ints:
         rows = [(o.forward_ns, o.input_gradient_ns, o.weight_gradient_ns, o.sync_ns + o.optimizer_ns, o.static_bytes,

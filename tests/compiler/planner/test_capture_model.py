@@ -292,3 +292,34 @@ def test_a_part_that_has_no_backward_pass_is_named() -> None:
 def test_a_model_that_fails_is_named() -> None:
     with pytest.raises(MeshwrightError, match=r"model fails in 1 \(Linear\) without data"):
         described(nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)), torch.randn(2, 4))
+
+
+def test_fused_bytes_leave_out_what_a_kernel_keeps_to_itself() -> None:
+    """x -> product -> gelu -> times two -> product: the two element-wise operators read one tensor and write one."""
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 32, bias=False), nn.Linear(32, 8, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(nn.functional.gelu(self.up(x)) * 2)
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Two(), Two()])
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            for layer in self.layers:
+                x = layer(x)
+            return {"loss": x.sum()}
+
+    model = described(Stack(), torch.zeros(2, 16, 8, requires_grad=True), seq=16)
+    kind = next(k for k in model.kinds if k.name.startswith("Two"))
+    element_wise = [i for i, r in enumerate(kind.forward) if r.kind == "pointwise"]
+    wide = 2 * 16 * 32 * 4
+    assert sum(kind.forward[i].bytes_moved for i in element_wise) == 4 * wide
+    assert sum(kind.fused_forward[i] for i in element_wise) == 2 * wide
+    products = [kind.backward[i] for i in kind.weight_only if kind.backward[i].kind == "gemm"]
+    assert sorted(r.shape for r in products) == [(1, 8, 32, 32), (1, 32, 32, 8)]
+    assert [r.shape for r in kind.forward if r.kind == "gemm"] == [(1, 32, 8, 32), (1, 32, 32, 8)]

@@ -1,0 +1,207 @@
+"""The commands that make and question plans: `plan`, `why`, `price`, `verify`, `sweep`. `register` adds them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..runtime.errors import InvalidInputError
+
+DOES_NOT_FIT = 3
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunCode = Annotated[bool, typer.Option("--run-model-code", help="Import the model where PLAN names it as "
+                                                                "module:callable.")]
+Degree = Annotated[int | None, typer.Option(min=1, help="Pin this axis.")]
+Off = Annotated[bool, typer.Option(help="Leave this axis out.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=(
+    "A published model (llama3-8b, deepseek-v3, gpt3-175b, …), a Hugging Face config.json or its directory, or "
+    "module:callable that returns (nn.Module, example_inputs)."))]
+Cluster = Annotated[str, typer.Option(help='Nodes x GPUs per node and a device, such as "8x8 h100-sxm", or a cluster '
+                                           "file (YAML).")]
+Seq = Annotated[int, typer.Option(min=1, help="Tokens per sequence.")]
+Batch = Annotated[int, typer.Option(min=1, help="Samples of a step, over all GPUs.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan.")]
+Ban = Annotated[list[str] | None, typer.Option(help="Leave out hsdp, ring, ulysses, gpipe, interleaved, zb-h1, zero0 "
+                                                    "to zero3, selective, full or pipeline-innermost (repeatable).")]
+
+
+def register(app: typer.Typer, show_value: Callable[[Any], None],
+             progress: Callable[[str], AbstractContextManager[None]]) -> None:
+    """Add the commands; `show_value` prints a value or plain data, `progress` shows that something runs."""
+    _register_plan(app, show_value, progress)
+    _register_questions(app, show_value, progress)
+    _register_price(app, show_value, progress)
+
+
+def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
+                   progress: Callable[[str], AbstractContextManager[None]]) -> None:
+    @app.command()
+    def plan(model: Annotated[str | None, typer.Argument(metavar="MODEL", help="As for `meshwright model`.")] = None,
+             cluster: Annotated[str | None, typer.Option(help='Such as "8x8 h100-sxm", or a file (YAML).')] = None,
+             seq: Seq = 4096, global_batch: Batch = 256, output: Output = None,
+             objective: Annotated[str, typer.Option(help="throughput, largest-batch, largest-sequence, fewest-gpus or "
+                                                         "energy.")] = "throughput",
+             target_tokens_per_s: Annotated[float | None, typer.Option(help="For fewest-gpus.")] = None,
+             tp: Degree = None, cp: Degree = None, dp: Degree = None, pp: Degree = None, ep: Degree = None,
+             etp: Degree = None,
+             zero: Annotated[int | None, typer.Option(min=0, max=3, help="Pin the ZeRO stage.")] = None,
+             recompute: Annotated[str | None, typer.Option(help="Pin recomputation: none, selective or full.")] = None,
+             schedule: Annotated[str | None, typer.Option(help="1f1b, gpipe, interleaved or zb-h1.")] = None,
+             interleave: Degree = None, micro_batches: Degree = None, micro_batch: Degree = None,
+             no_tp: Off = False, no_cp: Off = False, no_pp: Off = False, no_ep: Off = False, no_zero: Off = False,
+             no_recompute: Off = False, no_interleave: Off = False, no_hsdp: Off = False, ban: Ban = None,
+             mixing: Annotated[bool, typer.Option(help="Let every layer take its own layout.")] = False,
+             optimizer: Annotated[str, typer.Option(help="Such as adamw-8bit, sgd-momentum.")] = "adamw",
+             imbalance: Annotated[float, typer.Option(help="Rows that experts get, over the mean.")] = 1.0,
+             gpu_price: Annotated[float | None, typer.Option(help="USD per GPU and hour.")] = None,
+             pad_batch: Annotated[bool, typer.Option("--pad-batch", help="Compute some samples more where the batch "
+                                                     "can't be divided; the plan shows how many.")] = False,
+             runnable_only: Annotated[bool, typer.Option("--runnable-only", help="Only what can be run.")] = False,
+             prove: Annotated[float | None, typer.Option(help="Seconds for CP-SAT to prove the plan optimal.")] = None,
+             galvatron_profiles: Annotated[Path | None, typer.Option(help="Search under Galvatron's formulas on this "
+                                                                     "folder of its profile files instead.")] = None,
+             layers: Annotated[int | None, typer.Option(min=1, help="Galvatron: transformer layers.")] = None,
+             gpus: Annotated[int | None, typer.Option(min=1, help="Galvatron: GPUs, a power of two.")] = None,
+             memory_gb: Annotated[float | None, typer.Option(help="Galvatron: memory of a GPU.")] = None,
+             chunks: Annotated[int | None, typer.Option(help="Galvatron: micro-batches, else searched.")] = None,
+             hidden: Annotated[int | None, typer.Option(min=1, help="Galvatron: hidden size.")] = None,
+             as_json: Json = False) -> None:
+        """Find the fastest parallel plan of MODEL on a cluster, and say how good it is. Exit code 3: none fits."""
+        if galvatron_profiles is not None:
+            needed = {"--layers": layers, "--gpus": gpus, "--memory-gb": memory_gb}
+            missing = [name for name, value in needed.items() if value is None]
+            if missing:
+                raise InvalidInputError(f"--galvatron-profiles without {', '.join(missing)}")
+            assert layers is not None and gpus is not None and memory_gb is not None
+            _galvatron(show_value, progress, galvatron_profiles, layers, gpus, memory_gb, global_batch, chunks, hidden,
+                       output, as_json)
+            return
+        if model is None or cluster is None:
+            raise InvalidInputError("plan needs MODEL and --cluster", expected='such as: meshwright plan llama3-8b '
+                                    '--cluster "8x8 h100-sxm" --seq 8192 --global-batch 1024')
+        from .plan_answers import PlanAnswer, plan_for
+        from .planner.plan_model import Request, pins_from, refuse_runnable_only, training_from
+
+        if runnable_only:
+            refuse_runnable_only()
+        pins = _pins({"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep, "etp": etp, "zero": zero,
+                      "recompute": recompute, "schedule": schedule, "interleave": interleave,
+                      "micro_batches": micro_batches, "micro_batch": micro_batch},
+                     {"tp": (no_tp, 1), "cp": (no_cp, 1), "pp": (no_pp, 1), "ep": (no_ep, 1), "zero": (no_zero, 0),
+                      "recompute": (no_recompute, "none"), "interleave": (no_interleave, 1)},
+                     [*(ban or []), *(["hsdp"] if no_hsdp else [])])
+        request = Request(model, cluster, seq, global_batch, pins_from(pins), training_from(optimizer), mixing,
+                          imbalance, gpu_price, pad_batch)
+        with progress(f"planning {model}"):
+            answer: PlanAnswer = plan_for(request, objective, target_tokens_per_s, prove)
+        if answer.plan is not None and output is not None:
+            answer.plan.save(output)
+        if answer.plan is None and not as_json:
+            print(f"meshwright: {answer.as_dict()['reason']}", file=sys.stderr)
+        else:
+            show_value(answer.as_dict() if as_json else answer)
+        if answer.plan is None:
+            raise typer.Exit(DOES_NOT_FIT)
+
+
+def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
+                        progress: Callable[[str], AbstractContextManager[None]]) -> None:
+    @app.command()
+    def why(plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file that meshwright saved.")],
+            run_model_code: RunCode = False, as_json: Json = False) -> None:
+        """Say why PLAN is as it is: the best plan of every family it beat, by how much, and what held that one back."""
+        from .plan_answers import why_of
+
+        with progress(f"searching the families that {plan} beat"):
+            found = why_of(plan, run_model_code)
+        show_value(found.as_dict() if as_json else found)
+
+    @app.command()
+    def verify(plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file with a certificate.")],
+               run_model_code: RunCode = False, as_json: Json = False) -> None:
+        """Check PLAN's certificate anew: tables, price and every bound. Exit code 1: something does not hold."""
+        from .plan_answers import verified
+
+        with progress(f"checking {plan}"):
+            found = verified(plan, run_model_code)
+        show_value(found.as_dict() if as_json else found)
+        if found.faults:
+            raise typer.Exit(1)
+
+    @app.command()
+    def sweep(model: ModelName, cluster: Cluster, seq: Seq = 4096, global_batch: Batch = 256,
+              over: Annotated[str, typer.Option(help="gpus, seq or batch.")] = "gpus",
+              values: Annotated[str | None, typer.Option(help="Comma-separated: nodes, tokens or samples.")] = None,
+              gpu_price: Annotated[float | None, typer.Option(help="USD per GPU and hour.")] = None,
+              tokens: Annotated[float | None, typer.Option(help="Tokens to train on, for days and money.")] = None,
+              as_json: Json = False) -> None:
+        """Plan MODEL for several cluster sizes, sequence lengths or batches, as a Pareto table."""
+        from .plan_sweep import sweep as swept
+        from .planner.plan_model import Request
+
+        request = Request(model, cluster, seq, global_batch, price_usd_per_gpu_hour=gpu_price)
+        with progress(f"planning {model} over {over}"):
+            found = swept(request, over, values, tokens)
+        show_value(found.as_dict() if as_json else found)
+
+
+def _register_price(app: typer.Typer, show_value: Callable[[Any], None],
+                    progress: Callable[[str], AbstractContextManager[None]]) -> None:
+    @app.command()
+    def price(model: ModelName, cluster: Cluster, seq: Annotated[int | None, typer.Option(min=1)] = None,
+              global_batch: Annotated[int | None, typer.Option(min=1)] = None,
+              layout: Annotated[Path | None, typer.Option("--from", help="A torchtitan TOML, Megatron-LM arguments "
+                                                          "(or YAML) or a DeepSpeed JSON.")] = None,
+              tp: Degree = None, cp: Degree = None, pp: Degree = None, ep: Degree = None, etp: Degree = None,
+              zero: Annotated[int | None, typer.Option(min=0, max=3)] = None,
+              recompute: Annotated[str | None, typer.Option(help="none, selective or full.")] = None,
+              schedule: Annotated[str | None, typer.Option(help="1f1b, gpipe, interleaved or zb-h1.")] = None,
+              interleave: Degree = None, micro_batch: Degree = None, output: Output = None,
+              as_json: Json = False) -> None:
+        """Price your own layout of MODEL, without a search over others. Exit code 3: it does not fit."""
+        from .plan_price import price_layout
+
+        given = {"tp": tp, "cp": cp, "pp": pp, "ep": ep, "etp": etp, "zero": zero, "recompute": recompute,
+                 "schedule": schedule, "interleave": interleave, "micro_batch": micro_batch}
+        with progress(f"pricing {model}"):
+            answer = price_layout(model, cluster, seq, global_batch, layout, given)
+        if output is not None:
+            answer.plan.save(output)
+        show_value(answer.as_dict() if as_json else answer)
+        if not answer.plan.predicted.fits:
+            raise typer.Exit(DOES_NOT_FIT)
+
+
+def _pins(values: dict[str, Any], off: dict[str, tuple[bool, Any]], banned: list[str]) -> dict[str, Any]:
+    for name, (given, value) in off.items():
+        if given and values.get(name) not in (None, value):
+            raise InvalidInputError(f"--no-{name} and --{name} {values[name]}", expected="one of them")
+        if given:
+            values[name] = value
+    return {**{name: value for name, value in values.items() if value is not None}, "banned": banned}
+
+
+def _galvatron(show_value: Callable[[Any], None], progress: Callable[[str], AbstractContextManager[None]],
+               profiles: Path, layers: int, gpus: int, memory_gb: float, global_batch: int, chunks: int | None,
+               hidden: int | None, output: Path | None, as_json: bool) -> None:
+    from ..runtime.plan import write_atomically
+    from .plan_command import plan_from_galvatron_profiles
+    from .planner.galvatron import Ask
+
+    with progress("searching for a plan"):
+        answer = plan_from_galvatron_profiles(profiles, Ask(layers, memory_gb, global_batch, chunks), gpus, hidden)
+    if answer.fits and output is not None:
+        write_atomically(output, answer.plan_file())
+    if as_json:
+        show_value(answer.as_dict())
+    elif answer.fits:
+        show_value(answer)
+    else:
+        print(f"meshwright: {answer.as_dict()['reason']}", file=sys.stderr)
+    if not answer.fits:
+        raise typer.Exit(DOES_NOT_FIT)

@@ -1,0 +1,113 @@
+"""Bytes of one layer on one GPU, by category. Closed forms; nothing depends on how much memory there is.
+
+    weights      parameters · parameter bytes, cut into dp · cp parts by ZeRO 3
+    gradients    trainable parameters · gradient bytes, cut by ZeRO 2 and 3
+    optimizer    trainable parameters · (moments + master copy), cut by ZeRO 1, 2 and 3; experts over edp
+    saved        the mode's saved activations / (tp · cp), per micro-batch: sequence parallelism divides all of them
+    transient    what lives only while the layer runs: two layers' gathered parameters and whole gradients under ZeRO 3
+                 (the next one is fetched early), what recomputation brings back, two of the largest gradients
+    communication  the gathered input of a block under tp, rows under way to experts, keys and values of a neighbour
+
+Sources: Rajbhandari et al., arXiv:1910.02054, section 3 (ZeRO); Korthikanti et al., section 4 (activations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .layer_communication import ACTIVATION_BYTES, parameters_per_gpu
+from .layer_compute import PRODUCT_KINDS, splits, width
+from .model import LayerKind, Saved
+from .strategy import LayerStrategy, Training
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """`saved_until_b_bytes`, `saved_until_w_bytes`: per micro-batch in flight, released by its B and by its W. Static:
+    weights, gradients, optimizer. `transient_bytes` and `communication_bytes` exist once per stage: its largest."""
+
+    weights_bytes: float
+    gradients_bytes: float
+    optimizer_bytes: float
+    saved_until_b_bytes: float
+    saved_until_w_bytes: float
+    transient_bytes: float
+    communication_bytes: float
+
+    @property
+    def static_bytes(self) -> float:
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
+    def saved_bytes(self) -> float:
+        return self.saved_until_b_bytes + self.saved_until_w_bytes
+
+
+def layer_memory(kind: LayerKind, strategy: LayerStrategy, training: Training, *, owns_tied: bool) -> LayerMemory:
+    """`owns_tied`: whether weights that an earlier layer owns are kept here again, as on another pipeline stage."""
+    count = parameters_per_gpu(kind, strategy, with_tied=owns_tied)
+    dense, experts = strategy.shards, strategy.edp
+
+    def states(per_parameter: float, from_stage: int, trained: bool) -> float:
+        a = count.dense_trainable if trained else count.dense
+        b = count.experts_trainable if trained else count.experts
+        if strategy.zero >= from_stage:
+            a, b = a / dense, b / experts
+        return per_parameter * (a + b)
+
+    until_b, until_w = _saved(kind, strategy, training)
+    gathered = 0.0
+    if strategy.zero == 3 and dense > 1:
+        gathered = (count.dense + count.experts) * training.gather_bytes * 2
+        gathered += (count.dense_trainable + count.experts_trainable) * training.reduce_bytes
+    return LayerMemory(
+        states(training.parameter_bytes, 3, False), states(training.gradient_bytes, 2, True),
+        states(training.optimizer_bytes, 1, True), until_b, until_w,
+        gathered + _working_set(kind, strategy, training), _communication(kind, strategy))
+
+
+def _saved(kind: LayerKind, strategy: LayerStrategy, training: Training) -> tuple[float, float]:
+    """Until B and until W. From B to W the gradients that W reads take the place of what B released."""
+    share = strategy.tp * strategy.cp
+    fused = training.fusion != "none" and strategy.recompute == "none"  # fused kernels keep what min-cut keeps
+    saved = kind.saved["min-cut" if fused else strategy.recompute]
+    if training.fp8_recipe and training.fusion == "kernels" and kind.vocabulary is None and fused:
+        # inputs of products are kept as they were quantised, in half the bytes
+        saved = Saved(saved.bytes - saved.weight_bytes // 2, (), saved.weight_bytes // 2)
+    kept_for_w = saved.weight_bytes if strategy.recompute in ("none", "min-cut") else saved.bytes
+    until_b = max(0, saved.bytes - kept_for_w - kind.gradient_bytes)
+    return until_b / share, (saved.bytes - until_b) / share
+
+
+def _working_set(kind: LayerKind, strategy: LayerStrategy, training: Training) -> float:
+    """Two of the largest gradients of activations (an operator's operand and result), and, while a layer is run again,
+    everything that running it saves. A fused loss turns the probabilities that it saved into the gradient of the
+    logits: one tensor as large as the widest product's result."""
+    fused = training.fusion != "none" and bool(kind.fused_backward)
+    delayed = set(kind.weight_only)
+    if fused:
+        sizes = [r.bytes_written / (2 if kind.vocabulary else 1) for r in kind.forward if r.kind in PRODUCT_KINDS]
+    else:
+        sizes = [float(r.bytes_written) for i, r in enumerate(kind.backward) if i not in delayed]
+    again = max(0, kind.saved["none" if not fused else "min-cut"].bytes - kind.saved[strategy.recompute].bytes
+                ) if strategy.recompute in ("selective", "full") else 0
+    return (2 * max(sizes, default=0) + again) / (strategy.tp * strategy.cp)
+
+
+def _communication(kind: LayerKind, strategy: LayerStrategy) -> float:
+    hidden, total = width(kind) or 0, 0.0
+    chain = next((b for b in kind.inputs if b.role == "chain"), None)
+    tokens = chain.bytes / max(1, hidden) / ACTIVATION_BYTES if chain else 0.0
+    if strategy.tp > 1 and (kind.vocabulary or splits(kind).blocks):
+        total += tokens / strategy.cp * hidden * ACTIVATION_BYTES
+    for record in kind.forward:
+        if record.op.startswith("grouped_mm") and len(record.shape) == 4 and strategy.ep * strategy.etp > 1:
+            total += record.shape[1] * strategy.etp / (strategy.tp * strategy.cp) * hidden * ACTIVATION_BYTES
+            break
+    for record in kind.forward:
+        if record.kind == "attention" and len(record.shape) == 6 and strategy.cp > 1:
+            batch, _, _, keys, head_size, kv_heads = record.shape
+            total += 2 * 2 * batch * keys * max(kv_heads, strategy.tp) * head_size * ACTIVATION_BYTES / (
+                strategy.tp * strategy.cp)
+            break
+    return total

@@ -1,0 +1,225 @@
+"""A plan as tables for a terminal: strategy per layer range, a step's time by stage, memory by category and stage.
+
+Columns of time and memory are in ms per step and GiB per GPU. Everything that is printed from the file is plain text to
+rich: markup in a name stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .plan_data import Name
+from .plan_layout import LayerOptions
+from .plan_predictions import Beaten, Predicted
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from .plan import Plan
+
+GIB = 2**30
+MAX_STAGES_SHOWN = 16
+
+
+def plan_table(plan: Plan) -> Group:
+    """Headline, strategy, time, memory, and what to doubt."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(headline(plan))]
+    parts += [strategy_table(plan), time_table(plan), memory_table(plan)]
+    parts += [Text(line) for line in footnotes(plan)]
+    return Group(*parts)
+
+
+def headline(plan: Plan) -> list[str]:
+    """What it is, how fast it is predicted to be, and how sure that is."""
+    p, ask = plan.predicted, plan.ask
+    idle = f", {plan.mesh.idle_gpus} idle" if plan.mesh.idle_gpus else ""
+    padded = plan.training.padded_batch
+    batch = f"{ask.global_batch}" + (f" (padded to {padded})" if padded > ask.global_batch else "")
+    lines = [f"{plan.model.name} on {plan.mesh.gpus} GPUs ({ask.cluster}{idle}), {ask.seq} tokens × batch {batch}",
+             plan.title, f"predicted: {speed(p)}"]
+    if p.error_band:
+        band = p.error_band
+        low, high = p.step_time_s * (1 - band.low), p.step_time_s * (1 + band.high)
+        lines.append(f"error band: {duration(low)} to {duration(high)} per step ({band.source})")
+    money = [f"{p.energy_joules / 1e3:.3g} kJ" if p.energy_joules is not None else "",
+             f"{p.cost_usd:.4g} USD" if p.cost_usd is not None else ""]
+    if any(money):
+        lines.append(f"a step takes {' and '.join(m for m in money if m)}")
+    if not p.fits:
+        lines.append("DOES NOT FIT: " + "; ".join(missing(p)))
+    return lines
+
+
+def speed(p: Predicted) -> str:
+    """`1.234 s per step · 56,789 tokens/s · MFU 42.1 %`."""
+    mfu = f" · MFU {p.mfu:.1%}" if p.mfu is not None else ""
+    return f"{duration(p.step_time_s)} per step · {p.tokens_per_s:,.0f} tokens/s{mfu}"
+
+
+def missing(p: Predicted) -> list[str]:
+    """`stage 0 lacks 1.23 GiB of 70.00 GiB`, for every stage that does not fit."""
+    return [f"stage {i} lacks {s.missing_bytes / GIB:.2f} GiB above its limit of {s.limit_bytes / GIB:.2f} GiB"
+            for i, s in enumerate(p.stages) if s.missing_bytes]
+
+
+def footnotes(plan: Plan) -> list[str]:
+    """Low confidence, what can't be run yet, and the certificate."""
+    lines = [f"low confidence: {text}" for text in plan.predicted.low_confidence]
+    reasons = dict.fromkeys(r.options.why_not_runnable for r in plan.layers if not r.options.runnable)
+    lines += [f"not runnable yet: {reason}" for reason in reasons]
+    c = plan.certificate
+    if c is not None:
+        counts = ", ".join(f"{c.count(state)} {state}" for state in ("solved", "searched", "bounded", "infeasible")
+                           if c.count(state))
+        lines.append(f"certificate: no plan takes less than {duration(c.lower_bound_ns / 1e9)}, gap "
+                     f"{c.gap(plan.predicted.step_time_ns):.2%}; {len(c.tuples)} outer tuples: {counts}")
+    return lines
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Neighbouring ranges, over stages and chunks, that are of one kind and run the same way."""
+
+    stages: tuple[int, ...]
+    first: str
+    last: str
+    count: int
+    kind: str
+    options: LayerOptions
+    compute_ns: int
+    exposed_ns: int
+    memory_bytes: int
+    low_confidence: str
+
+    @property
+    def layers(self) -> str:
+        return self.first if self.first == self.last else f"{self.first} … {self.last}"
+
+    @property
+    def where(self) -> str:
+        """`0`, `0–3` or `0, 2`."""
+        stages = sorted(set(self.stages))
+        if len(stages) > 2 and stages == list(range(stages[0], stages[-1] + 1)):
+            return f"{stages[0]}–{stages[-1]}"
+        return ", ".join(map(str, stages))
+
+
+def layer_groups(plan: Plan) -> list[LayerGroup]:
+    """The plan's strategy in as few rows as it has changes."""
+    found: list[LayerGroup] = []
+    for r, p, stage in zip(plan.layers, plan.predicted.layers, plan.stages_of_ranges(), strict=True):
+        g = LayerGroup((stage,), r.first, r.last, r.count, r.kind, r.options, p.compute_ns, sum(p.exposed_ns.values()),
+                   sum(p.memory_bytes.values()), p.low_confidence)
+        before = found[-1] if found else None
+        if before and (before.kind, before.options, before.low_confidence) == (g.kind, g.options, g.low_confidence):
+            found[-1] = replace(before, stages=(*before.stages, stage), last=g.last, count=before.count + g.count,
+                                compute_ns=before.compute_ns + g.compute_ns,
+                                exposed_ns=before.exposed_ns + g.exposed_ns,
+                                memory_bytes=before.memory_bytes + g.memory_bytes)
+        else:
+            found.append(g)
+    return found
+
+
+def strategy_table(plan: Plan) -> Table:
+    """A row per group of layers; numbers are of one layer of it, on average."""
+    groups = layer_groups(plan)
+    doubt = ("",) if any(g.low_confidence for g in groups) else ()
+    table = _table("strategy; one layer's ms per step and GiB per GPU (predicted)",
+                   ("stage", "layers", "count", "kind", "strategy"), ("compute", "exposed", "memory"), doubt)
+    for g in groups:
+        numbers = (_ms(g.compute_ns / g.count), _ms(g.exposed_ns / g.count), f"{g.memory_bytes / g.count / GIB:.2f}")
+        mark = ("low confidence" if g.low_confidence else "",) if doubt else ()
+        table.add_row(*map(_text, (g.where, g.layers, str(g.count), g.kind, g.options.title, *numbers, *mark)))
+    return table
+
+
+def time_table(plan: Plan) -> Table:
+    """A row per stage: compute, optimizer, exposed communication by collective, bubble."""
+    stages = plan.predicted.stages
+    names = keys(s.exposed_ns for s in stages)
+    table = _table("step time by stage, ms (predicted)", ("stage",),
+                   ("compute", "optimizer", *(f"exposed {n}" for n in names), "bubble", "step"), ())
+    _rows(table, len(stages), lambda i: [_ms(stages[i].compute_ns), _ms(stages[i].optimizer_ns),
+                                         *(_ms(stages[i].exposed_ns.get(n, 0)) for n in names),
+                                         _ms(stages[i].bubble_ns), _ms(stages[i].total_ns)], plan.predicted.tightest)
+    return table
+
+
+def memory_table(plan: Plan) -> Table:
+    """A row per stage: every category, their sum, and the limit."""
+    stages = plan.predicted.stages
+    names = keys(s.memory_bytes for s in stages)
+    table = _table("memory by stage at its peak, GiB per GPU (predicted)", ("stage",),
+                   (*names, "total", "limit", "free"), ())
+    _rows(table, len(stages), lambda i: [*(f"{stages[i].memory_bytes.get(n, 0) / GIB:.2f}" for n in names),
+                                         f"{stages[i].peak_bytes / GIB:.2f}", f"{stages[i].limit_bytes / GIB:.2f}",
+                                         f"{(stages[i].limit_bytes - stages[i].peak_bytes) / GIB:.2f}"],
+          plan.predicted.tightest)
+    return table
+
+
+def beaten_table(plan: Plan) -> Table:
+    """`why`: the best plan of each family that this one beat."""
+    table = _table("beaten", ("family", "plan"), ("step", "slower by"), ("held back by",))
+    for b in plan.beaten:
+        table.add_row(*map(_text, (b.family, b.title, *beaten_by(plan, b), b.binding)))
+    return table
+
+
+def beaten_by(plan: Plan, b: Beaten) -> tuple[str, str]:
+    """(step time, by how much it is slower) of a beaten plan, in words."""
+    if b.step_time_ns is None:
+        return "does not fit", f"{b.missing_bytes / GIB:.2f} GiB missing"
+    slower = b.step_time_ns / plan.predicted.step_time_ns - 1
+    return duration(b.step_time_ns / 1e9), f"{slower:.1%}" + (" (equal within the error band)" if b.near_tie else "")
+
+
+def keys(tables: Iterable[dict[Name, int]]) -> list[str]:
+    """The names that have a value in any of the tables, in the order of their first appearance."""
+    return list(dict.fromkeys(k for table in tables for k, v in table.items() if v))
+
+
+def duration(seconds: float) -> str:
+    """`1.234 s`, `12.34 ms` or `1.2 µs`."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= size:
+            return f"{seconds / size:.4g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _rows(table: Table, count: int, row: Callable[[int], Sequence[str]], tightest: int) -> None:
+    """All stages, or the first, the last and the tightest ones where there are many."""
+    half = MAX_STAGES_SHOWN // 2
+    shown = range(count) if count <= MAX_STAGES_SHOWN else sorted({*range(half), tightest, *range(count - half, count)})
+    before = -1
+    for i in shown:
+        if i != before + 1:
+            table.add_row("…")
+        table.add_row(str(i), *row(i))
+        before = i
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in (*left, *right, *last):
+        table.add_column(_text(name), justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def _text(value: str) -> Any:
+    from rich.text import Text
+
+    return Text(value)
+
+
+def _ms(ns: float) -> str:
+    return f"{ns / 1e6:,.1f}" if ns else "-"
