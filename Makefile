@@ -46,6 +46,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/collectives_vs_measured.py
 	$(BIN)/python benchmarks/costmodel_published.py
 	$(BIN)/python benchmarks/planner_exact.py
+	$(BIN)/python benchmarks/planner_scale.py
 
 wheel: $(VENV)/.demo
 	$(PIP) wheel --no-deps --wheel-dir dist .
