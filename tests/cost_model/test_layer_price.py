@@ -62,6 +62,23 @@ def test_experts_shard_their_optimizer_over_edp() -> None:
     assert m.optimizer_bytes == 12 * (dense / 8 + experts / 4 / 2)
 
 
+def test_whole_gradients_live_until_they_are_scattered() -> None:
+    transient = [priced(LAYER, zero=z).memory.transient_bytes for z in (1, 2, 3)]
+    assert transient[1] - transient[0] == 4 * PARAMETERS  # in fp32
+    assert transient[2] - transient[1] == 2 * 2 * PARAMETERS  # this layer's and the next one's parameters in bf16
+
+
+@pytest.mark.parametrize(("degrees", "dense", "experts"), [
+    ({"dp": 8, "ep": 8}, 1, 0), ({"tp": 8, "dp": 1}, 0, 1), ({"dp": 8, "ep": 4}, 1, 1)])
+def test_experts_are_gathered_over_their_own_group(degrees: dict[str, int], dense: int, experts: int) -> None:
+    """edp is 1, 8 and 2 here, and dense parameters are cut into 8, 1 and 8 parts."""
+    kind = mixture()
+    whole, plain = (priced(kind, zero=z, **degrees).memory.transient_bytes for z in (3, 1))
+    own = (4 * HIDDEN**2 / degrees.get("tp", 1) * dense
+           + 2 * 8 * HIDDEN * FFN / degrees.get("ep", 1) * experts)
+    assert whole - plain == pytest.approx(own * (2 * 2 + 4))
+
+
 def test_tensor_parallelism_divides_everything_that_is_saved() -> None:
     one, two = priced(LAYER, tp=1).memory, priced(LAYER, tp=2).memory
     assert two.saved_bytes == one.saved_bytes / 2
