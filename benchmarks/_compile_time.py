@@ -58,6 +58,9 @@ def in_fresh_processes(model_name: str, backend: str, threads: int) -> dict[str,
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(threads),
         }
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip installs comes with its bytecode: a checkout gets it now
+        folders = [str(f) for f in ROOT.iterdir() if (f / "__init__.py").exists()]
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *folders], env=env, check=True)
         for state in ("cold", "warm"):
             command = [sys.executable, __file__, "--model", model_name, "--backend", backend, "--threads", str(threads)]
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..runtime.program import Alloc, Call, Conv, Launch, Program, Release, Step, TensorSpec, View, reads
+from ..runtime.program import Alloc, Call, Conv, Launch, Program, Release, Step, TensorSpec, reads
 from .affine import ONE, ZERO, Affine, channel_extents, match_affine, nonempty, renamed, tensors_of
 from .expr import Expr, const, product
 from .ir import Kernel
 from .ir_text import parse_kernel
 from .program_cpp_tensors import output_names
+from .program_facts import ProgramFacts
 from .program_memory import size_expr, size_text, with_releases
 from .schema import bind
 
@@ -59,18 +60,6 @@ def _all_integers(call: Call) -> bool:
     return all(isinstance(n, int) for v in values[3:6] for n in v) and isinstance(values[8], int)
 
 
-def _specs(program: Program) -> list[TensorSpec]:
-    """What is known of the program's tensors."""
-    found: list[TensorSpec | None] = [i for i in program.inputs if isinstance(i, TensorSpec)]
-    for step in program.steps:
-        match step:
-            case Alloc(spec=spec) | View(spec=spec):
-                found.append(spec)
-            case Call(specs=specs):
-                found += specs
-    return [s for s in found if s is not None]
-
-
 def _strides(spec: TensorSpec) -> tuple[Expr, ...]:
     return tuple(nonempty(size_expr(s)) for s in spec.strides)
 
@@ -104,7 +93,7 @@ class _Rewriter:
         self.program, self.convs = program, convs
         self.kernels = {name: match_affine(parse_kernel(text)) for name, text in program.kernels.items()}
         self.static = {i.name for i in program.inputs if isinstance(i, TensorSpec) and i.static}
-        self.known = {s.name: s for s in _specs(program)}
+        self.known = ProgramFacts(program).specs
         self.uses = Counter(n for s in program.steps for n in reads(s)) + Counter(output_names(program))
         self.folds: dict[str, _Fold] = {}
         self.result: dict[str, str] = {}  # convolution -> the kernel output it now computes

@@ -61,6 +61,7 @@ class Printer:
         self.program = program
         self.linked = linked
         self.kernels: dict[str, Kernel] = {name: parse_kernel(text) for name, text in program.kernels.items()}
+        self.work: dict[str, tuple[Expr, Expr]] = {}  # of a kernel: its items, and the operations of all of them
         self.arena = plan_arena(program)
         self.lines: list[str] = []
         self.tensors = Tensors(program, self.arena, self.lines)
@@ -160,7 +161,9 @@ class Printer:
     def _launch(self, step: Launch) -> str:
         kernel = self.kernels[step.kernel]
         values: dict[str, Expr | int] = dict(zip(kernel.sizes, map(size_expr, step.sizes), strict=True))
-        rows, work = work_items(kernel).subs(values), (work_items(kernel) * work_per_item(kernel)).subs(values)
+        if step.kernel not in self.work:
+            self.work[step.kernel] = work_items(kernel), work_items(kernel) * work_per_item(kernel)
+        rows, work = (amount.subs(values) for amount in self.work[step.kernel])
         found = [self.tensors.address(n) for n in (*step.inputs, *step.outputs)]
         addresses = ", ".join([*found, "{&bad_index}"] if expects(kernel) else found)
         return (f"launch({rows_name(step.kernel)}, threads, {c_expr(rows)}, {c_expr(work)}, {{{addresses}}}, "

@@ -45,6 +45,10 @@ class BehindProduct:
     seconds: Seconds
 
 
+class _Untimed(Exception):
+    """A choice needs times that are not known."""
+
+
 class ProductMethods:
     """The methods of one program's products, in the order of the program's slots."""
 
@@ -55,11 +59,13 @@ class ProductMethods:
         self._guard = ForkSafeLock()
         self._by_threads: dict[int, tuple[list[int], list[int], PackedWeights]] = {}
         self._last: tuple[Found, Any] | None = None
+        self._called = False
 
     def addresses(self, inputs: Sequence[torch.Tensor], threads: int) -> Any:
         """An array of the program's products: `how` is null where the library is the choice."""
         chosen = self._by_threads.get(threads)
         if chosen is None:
+            self._called = True
             with self._guard:  # two at once would spoil each other's timings
                 chosen = self._by_threads.get(threads) or self._choose(inputs, threads)
                 self._by_threads[threads] = chosen
@@ -77,15 +83,31 @@ class ProductMethods:
         self._last = found, array
         return array
 
-    def _choose(self, inputs: Sequence[torch.Tensor], threads: int) -> tuple[list[int], list[int], PackedWeights]:
+    def prepare(self, inputs: Sequence[torch.Tensor], threads: int) -> None:
+        """Pack what `addresses` would, without other threads, where every choice was timed before. The first call ends
+        this, and packs the rest with all threads."""
+        with self._guard:
+            if threads in self._by_threads:
+                return
+            try:
+                chosen = self._choose(inputs, threads, may_measure=False)
+            except _Untimed:
+                return
+            chosen[2].prepare(inputs, lambda: self._called)
+            self._by_threads[threads] = chosen
+
+    def _choose(self, inputs: Sequence[torch.Tensor], threads: int, *,
+                may_measure: bool = True) -> tuple[list[int], list[int], PackedWeights]:
+        """Raises `_Untimed` where it may not measure and has to."""
         methods: list[int] = []
+        behind: list[BehindProduct] = []
         for product in self._products:
             allowed = self._allowed(product, methods)
             tensor = inputs[product.weight.position] if product.weight else None
-            seconds = self._seconds(product, tensor, threads, allowed) if len(allowed) > 1 else {}
+            seconds = self._seconds(product, tensor, threads, allowed, may_measure) if len(allowed) > 1 else {}
             methods.append(min(allowed, key=lambda method: seconds.get(_NAMES[method], 0.0)))
             if product.behind is not None:
-                self.behind.append(
+                behind.append(
                     BehindProduct(product.behind.launched, _sizes(product), threads, _NAMES[methods[-1]], seconds))
         slots, wanted = [], []
         for slot, (product, method) in enumerate(zip(self._products, methods, strict=True)):
@@ -95,10 +117,11 @@ class ProductMethods:
                 # graphs of one model find the weight at other positions, and share its copy
                 wanted.append(((product.weight.position,), ("gemm", kind, replace(product.weight, position=0)),
                                self._packer(product.weight, kind)))
+        self.behind += behind
         return methods, slots, PackedWeights(wanted)
 
-    def _packer(self, weight: Weight, method: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda tensor: pack(self._library, weight, tensor, method)
+    def _packer(self, weight: Weight, method: int) -> Callable[..., torch.Tensor]:
+        return partial(pack, self._library, weight, method=method)
 
     def _allowed(self, product: Product, methods: Sequence[int]) -> list[int]:
         """`methods`: of the products before this one."""
@@ -114,15 +137,19 @@ class ProductMethods:
             return found
         return (inside or found) if wanted == "always" else found if small else found + inside
 
-    def _seconds(self, product: Product, tensor: torch.Tensor | None, threads: int, allowed: Sequence[int]) -> Seconds:
+    def _seconds(self, product: Product, tensor: torch.Tensor | None, threads: int, allowed: Sequence[int],
+                 may_measure: bool) -> Seconds:
         """Seconds by name of each method."""
+        def take() -> dict[str, float]:
+            if not may_measure:
+                raise _Untimed
+            taken = measure(self._library, product, tensor, sizes, threads, allowed, self._program)
+            return {_NAMES[method]: s for method, s in taken.items()}
+
         sizes, behind = _sizes(product), product.behind
         what = (f"{' '.join(map(str, sizes))} {product.a_rows} {product.b_rows} {product.weight is not None} {threads}"
                 + (f" {behind.kernel.renamed('block')} {behind.operands}" if behind is not None else ""))
-        return self._timings.seconds(
-            "product", SOURCE, what, [_NAMES[m] for m in allowed],
-            lambda: {_NAMES[method]: s for method, s in measure(self._library, product, tensor, sizes, threads, allowed,
-                                                                self._program).items()})
+        return self._timings.seconds("product", SOURCE, what, [_NAMES[m] for m in allowed], take)
 
 
 def _sizes(product: Product) -> tuple[int, int, int]:
@@ -136,14 +163,15 @@ def may_split(library: ctypes.PyDLL) -> bool:
     return settings().split_products and bool(library.mw_split_ready())
 
 
-def pack(library: ctypes.PyDLL, weight: Weight, tensor: torch.Tensor, method: int) -> torch.Tensor:
-    """A packed copy of the matrix (bytes), aligned for vector loads; large ones for huge pages."""
+def pack(library: ctypes.PyDLL, weight: Weight, tensor: torch.Tensor, method: int, alone: bool = False) -> torch.Tensor:
+    """A packed copy of the matrix (bytes), aligned for vector loads; large ones for huge pages. `alone`: by this thread
+    only."""
     size = int(library.mw_packed_bytes(method, weight.K, weight.N))
     align = _HUGE if size >= _HUGE else _ALIGN
     room = torch.empty(size + align, dtype=torch.uint8, device="cpu")  # what is skipped is never touched
     out = room[-room.data_ptr() % align:]
     if not library.mw_pack_b(method, tensor.data_ptr() + 4 * weight.offset, weight.stride_k, weight.stride_n,
-                             weight.K, weight.N, out.data_ptr()):
+                             weight.K, weight.N, out.data_ptr(), alone):
         raise AssertionError(f"method {method} was chosen for {weight}, which it can't pack")
     return out
 
@@ -172,7 +200,7 @@ def measure(library: ctypes.PyDLL, product: Product, tensor: torch.Tensor | None
 
     def make_cold(run: int) -> None:
         if read:
-            library.mw_evict(*read[methods[run] if methods[run] == LIBRARY else methods[run] & ~INSIDE])
+            library.mw_evict(*read[methods[run] & ~INSIDE])
         else:
             cold.zero_()
 

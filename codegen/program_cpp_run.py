@@ -51,18 +51,25 @@ def _compile_host() -> None:
         compile_shared(host_runtime.SOURCE, extra_flags=RUNTIME_FLAGS, libtorch=True)
 
 
+class HostLibrary(ctypes.PyDLL):
+    """The host runtime. Packing takes long, and lets other Python threads run; everything else holds Python's lock."""
+
+    mw_pack_b: Any
+
+
 @lru_cache(maxsize=1)
-def host_library() -> ctypes.PyDLL:
+def host_library() -> HostLibrary:
     """The host runtime, compiled on this machine's first use and loaded where programs find its symbols."""
     path = compile_shared(host_runtime.SOURCE, extra_flags=RUNTIME_FLAGS, libtorch=True)
-    library = open_library(path, ctypes.PyDLL, ctypes.RTLD_GLOBAL)
+    library = open_library(path, HostLibrary, ctypes.RTLD_GLOBAL)
     library.mw_call.restype = ctypes.py_object
     library.mw_call.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 6, ctypes.c_int, ctypes.c_int]
     address, size, method = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
     library.mw_packed_bytes.restype = ctypes.c_int64
     library.mw_packed_bytes.argtypes = [method, size, size]
     library.mw_evict.argtypes, library.mw_evict.restype = [address, size], None
-    library.mw_pack_b.argtypes = [method, address, *[size] * 4, address]
+    library.mw_pack_b = open_library(path, ctypes.CDLL).mw_pack_b
+    library.mw_pack_b.argtypes = [method, address, *[size] * 4, address, ctypes.c_int]
     library.mw_conv.argtypes = [ctypes.c_int, *[address] * 6]
     library.mw_gemm.restype = None
     library.mw_gemm.argtypes = [ctypes.c_int, *[size] * 4, address, *[size] * 3, address, *[size] * 3, address, size,
@@ -128,6 +135,13 @@ class CompiledProgram:
             raise self._python.error() or error from None
         results = torch_compat.tensors_of(found)
         return results if self._only_tensors else self._merge(results, numbers)
+
+    def prepare(self, inputs: Sequence[Any], threads: int) -> None:
+        """Pack now, on this thread alone, the weights that a call with `threads` threads would pack for its products.
+        Does nothing where that call has to measure first."""
+        if self._products is not None:
+            skip = set(self._integers)  # they may be symbols still, whose values nobody should ask for
+            self._products.prepare([x for i, x in enumerate(inputs) if i not in skip], threads)
 
     @property
     def behind_products(self) -> list[BehindProduct]:

@@ -95,7 +95,7 @@ def compile_with_aot(gm: fx.GraphModule, example_inputs: Sequence[Any], settings
     from .pipeline import run_graph_passes
 
     keeper = keeper_of(gm, example_inputs, settings, report)
-    known = keeper.start() if keeper is not None else None
+    known = keeper.start(example_inputs) if keeper is not None else None
     if known is not None:
         return known
     gm = run_graph_passes(gm, example_inputs, settings, report)

@@ -22,6 +22,7 @@ from torch import fx
 
 from ..runtime.errors import MeshwrightWarning
 from ..runtime.locks import ForkSafeLock
+from ..runtime.torch_compat import is_view
 from .report import GraphReport, Report
 from .settings import CompileSettings
 
@@ -95,14 +96,9 @@ def _nodes(arg: Any) -> list[fx.Node]:
 
 def _root(node: fx.Node) -> fx.Node:
     """The placeholder or operator whose memory `node` is (a view of)."""
-    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node) and _is_view(node.target):
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node) and is_view(node.target):
         node = node.args[0]
     return node
-
-
-def _is_view(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
-    return schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
 @dataclass(frozen=True)

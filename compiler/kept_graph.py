@@ -26,6 +26,7 @@ from ..codegen.ir import Kernel
 from ..codegen.ir_text import parse_kernel
 from ..codegen.lowering import CannotLower, size_expr
 from ..runtime import cache, torch_compat
+from ..runtime.collector import collector_paused
 from ..runtime.errors import MeshwrightError
 from ..runtime.program import Json, Program
 from ..runtime.program_json import program_from_json, program_to_json
@@ -51,6 +52,7 @@ RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
 ATOMS: dict[str, Callable[[Any, Any], Any]] = {
     "floordiv": operator.floordiv, "mod": operator.mod, "max": torch.sym_max, "min": torch.sym_min}
 COUNTS = ("kernels", "kernel_bytes", "aten_bytes", "library_bytes")  # of a `GraphReport`
+PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses
 MAX_CONSTANT = 4096  # elements of a constant tensor that is kept with the program
 
 
@@ -101,8 +103,13 @@ class Keeper:
         return list(self._sizes.values())
 
     # -- start ----------------------------------------------------------------------------------
-    def start(self) -> Callable[..., Any] | None:
-        """The graph's callable, from the program on disk; None when there is none, or none that can be used."""
+    def start(self, example_inputs: Sequence[Any]) -> Callable[..., Any] | None:
+        """The graph's callable, from the program on disk; None when there is none, or none that can be used. The
+        weights among `example_inputs` are packed while Dynamo finishes its part."""
+        with collector_paused():
+            return self._start(example_inputs)
+
+    def _start(self, example_inputs: Sequence[Any]) -> Callable[..., Any] | None:
         document = cache.get_json(self.key)
         if document is None:
             return None
@@ -119,7 +126,7 @@ class Keeper:
             log.debug("the program kept under %s can't be used: %s", self.key, error)
             return None
         entry = self._entry(kept, program)
-        started = StartedGraph(self, program, kernels, constants, entry)
+        started = StartedGraph(self, program, kernels, constants, entry, example_inputs)
         guarded = GuardedGraph(started, self.gm, where=f"inference graph of {describe(self.gm)}",
                                settings=self.settings, report=self.report, entry=entry)
         return torch_compat.outside_of_autograd(guarded)
@@ -171,14 +178,22 @@ class StartedGraph(PendingGraph):
     """A program from the disk. Its first call runs eager too, compares, and returns eager's result."""
 
     def __init__(self, keeper: Keeper, program: Program, kernels: Sequence[Kernel], constants: list[torch.Tensor],
-                 entry: GraphReport) -> None:
+                 entry: GraphReport, example_inputs: Sequence[Any]) -> None:
         super().__init__(constants, keeper.settings, keeper.report)
         self.keeper, self.entry = keeper, entry
         self._work = program, kernels
         self._built: Future[Built] = submit(self._build, *self._work)
+        if all(type(x) in PLAIN for x in example_inputs if isinstance(x, torch.Tensor)):
+            submit(self._prepare, self._built, [*example_inputs, *constants], torch.get_num_threads())
+
+    def _prepare(self, built: Future[Built], inputs: Sequence[Any], threads: int) -> None:
+        """Pack the weights in the background; what fails here is met again, and told, by the first call."""
+        prepare = getattr(built.result().run, "prepare", None)
+        if prepare is not None:
+            prepare(inputs, threads)
 
     def _build(self, program: Program, kernels: Sequence[Kernel]) -> Built:
-        with self.report.phase("compiler"):
+        with self.report.phase("compiler"), collector_paused():
             options = choice_options(self.report, self.entry, self.settings) if program.device == "cuda" else None
             built = build_program(program, lambda: build_kernels(program.device, kernels), options=options)
         for kernel in kernels:
@@ -190,13 +205,13 @@ class StartedGraph(PendingGraph):
         gm = self.keeper.gm
         if self._in_new_process() and not self._built.done():
             self._built = submit(self._build, *self._work)
+        eager = list(gm.forward(*args))
         if not in_time(self._built, self.deadline):
             self.report.note(f"{self.entry.name} runs eagerly until its program is compiled: time limit reached")
-            return list(gm.forward(*args))
+            return eager
         built = self._built.result()
         self.entry.source, self.entry.timings = built.source, built.timings
         self.entry.behind_products = built.behind_products
-        eager = list(gm.forward(*args))
         settle(built.run, [*args, *self.constants], self.report)
         reason = why_not_compared(gm, eager) if self.settings.check else "the check is off"
         if reason:
@@ -262,8 +277,8 @@ def tensor_of(constant: Constant) -> torch.Tensor:
 
 
 def _is_small(value: Any) -> bool:
-    plain = isinstance(value, torch.Tensor) and type(value) in (torch.Tensor, torch.nn.Parameter)
-    return plain and value.device.type == "cpu" and value.numel() <= MAX_CONSTANT and not value.is_complex()
+    plain = type(value) in PLAIN and value.device.type == "cpu"
+    return plain and value.numel() <= MAX_CONSTANT and not value.is_complex()
 
 
 def read(document: Any) -> KeptGraph:

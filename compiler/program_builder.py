@@ -31,7 +31,7 @@ from ..runtime.program import (
     defines,
     reads,
 )
-from ..runtime.torch_compat import is_operator
+from ..runtime.torch_compat import argument, is_operator
 
 
 class NotAProgram(Exception):
@@ -330,11 +330,7 @@ def is_effect(node: fx.Node) -> bool:
 
 def _drops_nothing(node: fx.Node) -> bool:
     """Attention is tagged as random for its dropout: with a probability of 0 it draws nothing."""
-    arguments = node.target._schema.arguments  # type: ignore[union-attr]
-    place = next((i for i, a in enumerate(arguments) if a.name == "dropout_p"), None)
-    if place is None:
-        return False
-    given = node.args[place] if place < len(node.args) else node.kwargs.get("dropout_p", arguments[place].default_value)
+    given = argument(node, "dropout_p")
     return isinstance(given, float) and given == 0.0
 
 

@@ -11,14 +11,16 @@ Sources, with what they say
             (450 · 20.6 / 25; NVIDIA/nccl-tests issue 212).
   [tuning]  NCCL 2.30.7, src/graph/tuning.cc, µs of a ring's step (Simple protocol): NVLINK 3.4, PCI 5.7, NET 14.0;
             base 8.4; nvlsEfficiency 0.85 on Hopper, 0.74 on Blackwell, none before.
-  [NIC]     DGX-1: four ConnectX-4 EDR, 100 Gbit/s, for eight GPUs. DGX SuperPOD (RA-11333-001) with DGX H100: NDR, 400
-            Gbit/s; MLPerf system descriptions: at least eight of 400 Gbit/s for eight H200 or B200, four ConnectX-7 for
-            the four GPUs of a GB200 tray. Assumptions: eight 200 Gbit/s HDR in a DGX A100, 400 Gbit/s on the GB200.
+  [NIC]     DGX-1: four ConnectX-4 EDR, 100 Gbit/s, for eight GPUs. DGX A100 datasheet, as centres that run it quote it:
+            "8x Single-Port Mellanox ConnectX-6 VPI 200Gb/s HDR InfiniBand". DGX BasePOD reference architecture, core
+            components: DGX H100, H200 and B200 with eight single-port ConnectX-7, up to 400 Gbit/s each; MLPerf system
+            descriptions: at least eight of 400 Gbit/s for H200 and B200, four ConnectX-7 for the four GPUs of a
+            GB200 tray. Assumption: these run at 400 Gbit/s.
   [H100T]   As in `presets.py`: "400 Gb/s per GPU", "500W power limit".
   [POD]     DGX SuperPOD (RA-11333-001): "SUs of 32 DGX H100 systems each", leaf switches by rail, full bisection
             above.
   [TDP]     Maximum power in the data sheets: V100 300 W, A100 400, H100 700 and as a card 350, H200 700, RTX 4090 450;
-            B200 1000 and GB200 1200 in the Blackwell architecture technical brief.
+            B200 1000 and GB200 1200 in the Blackwell datasheet.
 
 Assumptions, no document: 95 % of a NIC's line rate (packet headers), 2 µs more through a spine (two more switches),
 PCIe's 12.0 of 15.75 for later generations too, NICs of PCIe servers (one for four RTX 4090, one for two H100 PCIe),
@@ -80,7 +82,7 @@ def _pcie(name: str, gb_per_s: float, nic: str, nic_gbit_per_s: float, power_w: 
 
 _NCCL = "NCCL 2.30.7, src/graph/topo.h and tuning.cc"
 _VOLTA = _AMPERE = 20.0 / 25.0  # [topo]
-_A100 = _nvlink(300, _AMPERE, "InfiniBand HDR", 200, 400, "NVIDIA A100 datasheet; DGX A100 user guide")
+_A100 = _nvlink(300, _AMPERE, "InfiniBand HDR", 200, 400, "NVIDIA A100 and DGX A100 datasheets")
 _PCIE = "PCI Express base specification"
 
 LINKS: dict[str, LinkPreset] = {  # bandwidths [NVLink] or [PCIe], NICs [NIC], watts [TDP]
@@ -92,7 +94,7 @@ LINKS: dict[str, LinkPreset] = {  # bandwidths [NVLink] or [PCIe], NICs [NIC], w
                              "datasheet"),  # [H100T]
     "h100-pcie": _pcie("PCIe Gen5", 63, "InfiniBand NDR", 400, 350, f"NVIDIA H100 datasheet; {_PCIE}", gpus_per_nic=2),
     "h200": _hopper("InfiniBand NDR", 700, "NVIDIA H200 datasheet; DGX H200 user guide"),
-    "b200": _blackwell(1000, "NVIDIA Blackwell architecture technical brief; DGX B200 datasheet"),
+    "b200": _blackwell(1000, "NVIDIA Blackwell datasheet; DGX BasePOD reference architecture"),
     "gb200": _blackwell(1200, "NVIDIA GB200 NVL72 datasheet", domain_gpus=72),
     "rtx-4090": _pcie("PCIe Gen4", 31.5, "Ethernet", 100, 450, f"NVIDIA Ada GPU architecture white paper; {_PCIE}",
                       gpus_per_nic=4),

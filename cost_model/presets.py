@@ -12,15 +12,14 @@ Sources, with what they say (TFLOP/s; a star: given with sparsity, halved here)
   [H100T]  torchtitan, benchmarks/llama3_h100_202412_torchtitan.md: "96GB HBM2e with 2.4 TB/sec", 500 W. Assumption: no
            document gives this part's peaks, the SXM part's stand in; at 500 W they are an upper bound.
   [H200]   NVIDIA H200 Tensor Core GPU datasheet, SXM: the H100's compute figures, 141 GB at 4.8 TB/s.
-  [B200]   NVIDIA Blackwell architecture technical brief, HGX B200 at 1000 W: fp64 40, fp32 80, tf32 2200*, bf16 and
-           fp16 4500*, fp8 and int8 9000*, fp4 18000*; 8 TB/s. DGX B200 datasheet: 1,440 GB for eight GPUs, so 180 GB
-           each (the brief's 192 GB is what the stacks hold; MLPerf system descriptions say "NVIDIA B200-SXM-180GB"
-           too). Chips and Cheese, "Nvidia's B200: Keeping the CUDA Juggernaut Rolling": 148 SMs, clocks like the H100
-           SXM's. Assumption: L2 of 126 MB (two dies; no document found that says it).
-  [GB200]  NVIDIA GB200 NVL72 datasheet, per rack of 72: fp8 720 PFLOP/s*, fp4 1440*, 13.4 TB of memory (MLPerf system
-           descriptions: "GB200 186 GB"). The technical brief, at 1200 W: tf32 2500*, bf16 and fp16 5000*, fp8 and int8
-           10000*, fp4 20000*. Assumption: fp64 40 and fp32 80 as on the B200, because documents disagree (the brief:
-           45 and 90).
+  [B200]   NVIDIA Blackwell datasheet (3384703), HGX B200 per GPU, up to 1000 W: fp64 37, fp32 75, tf32 2200*, bf16 and
+           fp16 4500*, fp8 and int8 9000*, fp4 18000*; 180 GB at 7.7 TB/s. (The architecture brief's first edition said
+           40, 80, 192 GB and 8 TB/s, its V2.1 says 37, 75 and 7.7; the DGX B200 datasheet keeps 8.) Device query in
+           pytorch/ao pull request 4002: a memory bus of 7680 bits at 3996 MHz, so 7.67 TB/s, 148 SMs, L2 of 126.5 MiB;
+           others print 129536 KiB of L2 and at most 1965 MHz. Chips and Cheese, "Nvidia's B200: Keeping the CUDA
+           Juggernaut Rolling": 148 SMs, clocks like the H100 SXM's.
+  [GB200]  The same datasheet, GB200 NVL72 per GPU, up to 1200 W: fp64 40, fp32 80, tf32 2500*, bf16 and fp16 5000*, fp8
+           and int8 10000*, fp4 20000*; 186 GB at 8 TB/s (MLPerf system descriptions: "GB200 186 GB").
   [V100]   Volta GV100 white paper, SXM2: 80 SMs, 1530 MHz, fp64 7.8, fp32 15.7, tensor 125 (80 · 8 · 64 · 2 · 1.53
            GHz), 900 GB/s, L2 of 6144 KB; V100 datasheet: 32 GB. No bf16, tf32, fp8 or int8 tensor operations.
   [4090]   NVIDIA Ada GPU architecture white paper, GeForce RTX 4090: 128 SMs, 2520 MHz, fp32 82.6; tensor peaks with
@@ -29,14 +28,16 @@ Sources, with what they say (TFLOP/s; a star: given with sparsity, halved here)
            and twice 5120 bytes per clock). Assumptions: all H100 and H200 parts share the die and that figure; B200
            and GB200 have two dies of that kind, so twice; the RTX 4090's is five times its memory's (nothing
            published; the A100-80's is 3.5 times, its cache is half as large).
-  [SFU]    Assumption: 16 special functions per SM and clock on every part, division and square root through the same
-           units, and 1.965 GHz for the B200. Verda, "NVIDIA GB300 NVL72: GPU Architecture & Performance", gives the
-           B200 and GB200 5 · 10¹² exponentials per second; 148 · 16 · 1.965 GHz are 4.7 · 10¹².
+  [SFU]    CUDA C programming guide, throughput of arithmetic instructions: 16 special functions per SM and clock on
+           Volta. Assumptions: the same on every later part, division and square root through the same units. Verda,
+           "NVIDIA GB300 NVL72: GPU Architecture & Performance", gives the B200 and GB200 5 · 10¹² exponentials per
+           second; 148 · 16 · 1.965 GHz are 4.7 · 10¹².
 
-Read in the original: torchtitan's page, the table of [L2], Chips and Cheese, Verda, the MLPerf system descriptions. The
-vendor's data sheets, white papers and briefs were compared through transcriptions of their tables: glennklockwood.com
-for A100, H100 and B200, archive-lib.hpctech.co.jp for both H100, the PC2 Paderborn wiki for the A100, waredb.com for
-the RTX 4090, techrival.com and hardwaretimes.com for the V100, aiwiki.ai for the GB200.
+Read in the original: torchtitan's page, the table of [L2], Chips and Cheese, Verda, the MLPerf system descriptions, the
+pull request of pytorch/ao. The vendor's data sheets, white papers, guides and briefs were compared through
+transcriptions of their tables: glennklockwood.com for A100, H100 and the brief's first edition, three public
+repositories that agree for the Blackwell datasheet and the brief's V2.1, archive-lib.hpctech.co.jp for both H100, the
+PC2 Paderborn wiki for the A100, waredb.com for the RTX 4090, techrival.com and hardwaretimes.com for the V100.
 
 Assumptions, no document: 0.5 µs for a kernel launch inside a CUDA graph, 5 µs for an eager operator and 2 µs for a
 view (Fernandez et al., "The Framework Tax", EMNLP 2023, shows how such a constant bounds small models); the
@@ -119,17 +120,17 @@ PRESETS: dict[str, Device] = {d.name: d for d in (
     _gpu("gb200",
          peaks_tflops={"float64": 40.0, "float32": 80.0, "tfloat32": 1250.0, "bfloat16": 2500.0, "float16": 2500.0,
                        "float8_e4m3fn": 5000.0, "float8_e5m2": 5000.0, "int8": 5000.0,
-                       "float4_e2m1fn_x2": 10000.0},  # [GB200]; float64 and float32 are assumptions
-         memory_gb=186, memory_bytes_per_s=8000 * GB,  # [GB200], [B200]
-         l2_bytes=126 * MIB, l2_bytes_per_s=2 * 8986 * GB,  # the B200's dies
+                       "float4_e2m1fn_x2": 10000.0},  # [GB200]
+         memory_gb=186, memory_bytes_per_s=8000 * GB,  # [GB200]
+         l2_bytes=126.5 * MIB, l2_bytes_per_s=2 * 8986 * GB,  # the B200's dies
          vector_fp32_tflops=80.0, sm_count=148, clock_hz=1.965e9),  # the B200's dies
     _gpu("b200",
-         peaks_tflops={"float64": 40.0, "float32": 80.0, "tfloat32": 1100.0, "bfloat16": 2250.0, "float16": 2250.0,
+         peaks_tflops={"float64": 37.0, "float32": 75.0, "tfloat32": 1100.0, "bfloat16": 2250.0, "float16": 2250.0,
                        "float8_e4m3fn": 4500.0, "float8_e5m2": 4500.0, "int8": 4500.0,
                        "float4_e2m1fn_x2": 9000.0},  # [B200]
-         memory_gb=180, memory_bytes_per_s=8000 * GB,  # [B200]
-         l2_bytes=126 * MIB, l2_bytes_per_s=2 * 8986 * GB,  # [B200]; assumption: [L2]
-         vector_fp32_tflops=80.0, sm_count=148, clock_hz=1.965e9),  # [B200]; assumption: [SFU]
+         memory_gb=180, memory_bytes_per_s=7700 * GB,  # [B200]
+         l2_bytes=126.5 * MIB, l2_bytes_per_s=2 * 8986 * GB,  # [B200]; assumption: [L2]
+         vector_fp32_tflops=75.0, sm_count=148, clock_hz=1.965e9),  # [B200]
 )}
 
 

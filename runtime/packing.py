@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,6 +155,14 @@ class PackedWeights:
             except RuntimeError:  # a tensor made under inference_mode has no version
                 pass
         return self._slow(inputs, weights)
+
+    def prepare(self, inputs: Sequence[torch.Tensor], stop: Callable[[], bool]) -> None:
+        """Make the copies now, until `stop()`, each with `alone=True`: beside other work, teams of threads wait for one
+        another."""
+        for positions, variant, pack in self.wanted:
+            if stop():
+                return
+            packed([inputs[p] for p in positions], variant, partial(pack, alone=True))
 
     def _slow(self, inputs: Sequence[torch.Tensor], weights: list[torch.Tensor]) -> Found:
         copies = [packed([inputs[p] for p in positions], variant, pack) for positions, variant, pack in self.wanted]

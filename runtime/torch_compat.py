@@ -265,7 +265,7 @@ def static_inputs(gm: Any) -> set[str]:
     indices = set(getattr(getattr(context, "fw_metadata", None), "static_input_indices", None) or ())
     found = set()
     for node in gm.graph.nodes:
-        if node.op == "placeholder" and getattr(node.meta.get("desc"), "idx", None) in indices:
+        if node.op == "placeholder" and input_index(node) in indices:
             found.add(node.name)
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..expr import Expr, const, var
+from ..expr import Expr, const, product, var
 from .shapes import CannotLower, contiguous_strides
 
 AxisSizes = Mapping[str, Expr]
@@ -99,7 +99,8 @@ def reindex(index: Sequence[Expr], old: Sequence[Expr], new: Sequence[Expr], axe
     """`index` into shape `old` as an index into shape `new` of equally many elements (`view`, `reshape`).
 
     Dimensions that both shapes share at the front or back are passed through, so that sizes which can't be
-    divided symbolically don't have to be.
+    divided symbolically don't have to be. Raises `CannotLower` where they share a 0 and differ elsewhere: without
+    elements [13, 0] and [4, 0] hold equally many, but what depends on the first index alone would be read all the same.
     """
     front = 0
     while front < min(len(old), len(new)) and old[front] == new[front]:
@@ -110,6 +111,8 @@ def reindex(index: Sequence[Expr], old: Sequence[Expr], new: Sequence[Expr], axe
     mid_old = old[front: len(old) - back]
     mid_new = new[front: len(new) - back]
     mid_index = index[front: len(old) - back]
+    if const(0) in (*old[:front], *old[len(old) - back:]) and product(mid_old) != product(mid_new):
+        raise CannotLower(f"sizes {list(map(str, old))} and {list(map(str, new))}, without elements")
     middle = unflatten(linearize(mid_index, mid_old), mid_new, axes)
     return (*index[:front], *middle, *index[len(old) - back:])
 

@@ -303,10 +303,11 @@ extern "C" MW_EXPORT void mw_evict(const char* data, int64_t bytes) {
 #endif
 }
 
-// Columns of B (K x N, element strides) as panels; `to` is aligned to 64 bytes. 0: `method` is not for such strides.
+// Columns of B (K x N, element strides) as panels; `to` is aligned to 64 bytes. `alone`: by the calling thread. 0:
+// `method` is not for such strides.
 const int64_t kAlone = 1 << 18;  // smaller matrices are packed by one thread
 extern "C" MW_EXPORT int mw_pack_b(int64_t method, const float* b, int64_t sk, int64_t sn, int64_t K, int64_t N,
-                                   char* to) {
+                                   char* to, int alone) {
   PackedHeader header{method, 0, 0};
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const int64_t huge = 1 << 21, bytes = mw_packed_bytes(method, K, N);
@@ -316,7 +317,7 @@ extern "C" MW_EXPORT int mw_pack_b(int64_t method, const float* b, int64_t sk, i
 #if defined(MW_SPLIT)
     if (!mw_split_ready() || !split_strides(1, 1, sk, sn)) return 0;
     Range range;
-#pragma omp parallel if (K * N > kAlone)
+#pragma omp parallel if (!alone && K * N > kAlone)
     {
       Range mine;
 #pragma omp for
@@ -331,7 +332,7 @@ extern "C" MW_EXPORT int mw_pack_b(int64_t method, const float* b, int64_t sk, i
     return 0;
 #endif
   } else {
-#pragma omp parallel for if (K * N > kAlone)
+#pragma omp parallel for if (!alone && K * N > kAlone)
     for (int64_t p = 0; p < (N + NR - 1) / NR; p++)
       pack_panel(b + p * NR * sn, sk, sn, K, std::min<int64_t>(NR, N - p * NR), (float*)(to + kHeader) + p * NR * K);
   }

@@ -104,3 +104,13 @@ def test_sums_of_different_lengths_keep_their_own_loops(dynamic: bool) -> None:
     for g in found:
         lengths = {str(n.args[0].meta["val"].shape[1]) for n in g.nodes if n.target is torch.ops.aten.sum.dim_IntList}
         assert len(lengths) <= 1
+
+
+def test_equally_empty_tensors_of_other_shapes_share_no_loop() -> None:
+    """[13, 0, 33] and the four rows picked from it have as many elements, none: a loop of 13 must not pick."""
+    def function(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return x.cos().sum() + x.abs().index_select(0, index).sum()
+    found = groups_of(function, torch.randn(13, 0, 33), torch.tensor([0, 1, 0, 1]))
+    texts = [str(g.built.kernel) for g in found]
+    assert any("expect" in text for text in texts)
+    assert not any("expect" in text and "0: 13" in text for text in texts)

@@ -20,7 +20,7 @@ from meshwright.compiler.backend import recent_reports
 from meshwright.compiler.graph_key import Unkept, graph_key
 from meshwright.compiler.settings import resolve
 from meshwright.compiler.whole_check import WrongResult
-from meshwright.runtime import cache
+from meshwright.runtime import cache, packing
 from meshwright.runtime.errors import MeshwrightWarning
 
 
@@ -327,3 +327,26 @@ def test_a_module_call_is_no_graph_we_know() -> None:
     gm = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(Unkept):
         graph_key(gm, [torch.randn(2, 2)], resolve())
+
+
+def test_weights_are_packed_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Linear(32, 64), torch.randn(4, 32)  # so small that the packed form needs no timing
+    run(model, x)
+    packing.clear()
+    prepared, held = threading.Event(), []
+    prepare, first_call = kept_graph.StartedGraph._prepare, kept_graph.StartedGraph._first_call
+
+    def tell(self: kept_graph.StartedGraph, *args: Any) -> None:
+        prepare(self, *args)
+        prepared.set()
+
+    def look(self: kept_graph.StartedGraph, args: list[Any]) -> list[Any]:
+        assert prepared.wait(60)
+        held.append(packing.clear())
+        return first_call(self, args)
+
+    monkeypatch.setattr(kept_graph.StartedGraph, "_prepare", tell)
+    monkeypatch.setattr(kept_graph.StartedGraph, "_first_call", look)
+    got, _ = run(model, x)
+    torch.testing.assert_close(got, model(x))
+    assert held[0] >= 4 * 32 * 64

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import fx
 from torch.torch_version import TorchVersion
 
 from ..differential import KernelGraph, Printer, compile_graphs, difference, flat, trace, widen
@@ -97,7 +99,16 @@ def compared(graphs: Graphs, printer: Printer) -> list[Failure]:
 
 def _graph(run: Run, prefix: str) -> KernelGraph:
     torch.manual_seed(0)
-    return KernelGraph(trace(run.program.function(), run.program.make_inputs(run.traced), run.dynamic), prefix)
+    traced = trace(run.program.function(), run.program.make_inputs(run.traced), run.dynamic)
+    if run.dynamic and not holds_for(traced, run.program.make_inputs(run.called)):  # a compiler would compile again
+        traced = trace(run.program.function(), run.program.make_inputs(run.called))
+    return KernelGraph(traced, prefix)
+
+
+def holds_for(traced: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether inputs of these sizes meet what symbolic tracing took for granted (of a size of 1, that it stays 1)."""
+    values = [n.meta["val"] for n in traced.graph.find_nodes(op="placeholder")]
+    return bool(traced.shape_env.evaluate_guards_for_args(values, inputs))
 
 
 def _compare(run: Run, graph: KernelGraph, kernels: dict) -> str | None:
@@ -108,13 +119,24 @@ def _compare(run: Run, graph: KernelGraph, kernels: dict) -> str | None:
     except (Exception, RecursionError) as error:
         return f"{type(error).__name__}: {error}"[:2000]
     eager = flat((function(*theirs), theirs))
-    truth = flat((run.program.function(wide=True)(*wide), wide))
+    with default_dtype(torch.float64):  # of what integers are promoted to
+        truth = flat((run.program.function(wide=True)(*wide), wide))
     assert len(got) == len(eager) == len(truth)
     for k, (g, e, t) in enumerate(zip(got, eager, truth, strict=True)):
         reason = difference(g, e, t, own_factor=OWN_FACTOR, ulps=ULPS)
         if reason is not None:
             return f"result {k} of {len(got)}: {reason}"
     return None
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 # -- shrinking ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Published models have their published sizes; models that can't be built are refused in one sentence."""
+"""Models are built without data; those that can't be are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -10,32 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from meshwright.compiler.planner import model_presets
 from meshwright.compiler.planner.capture_model import capture_model
 from meshwright.compiler.planner.meta_model import build
-from meshwright.compiler.planner.model_presets import MODEL_PRESETS
 from meshwright.runtime.errors import InvalidInputError, MeshwrightError, UnknownNameError
 
 pytest.importorskip("transformers")
-
-# 10^9 parameters as published, and half a unit of the last digit given; sources in model_presets.py
-PUBLISHED = {
-    "llama3-8b": (8.03, 0.005), "llama3-70b": (70.6, 0.05), "llama3-405b": (405, 1), "gpt3-175b": (175, 0.5),
-    "mixtral-8x7b": (46.7, 0.05), "mixtral-8x22b": (141, 0.5), "qwen3-235b-a22b": (235, 0.5), "deepseek-v3": (671, 0.5),
-    "bert-large": (0.34, 0.005), "t5-11b": (11, 0.5), "switch-c": (1571, 0.5),
-    "vit-22b": (21.743, 0.01),  # the paper's projections of q, k and v have no bias: 0.0009; other heads
-}
-
-
-@pytest.mark.parametrize("name", MODEL_PRESETS)
-def test_parameters_are_as_many_as_published(name: str) -> None:
-    model = build(name, seq=128, micro_batch=1).model
-    published, half_a_unit = PUBLISHED[name]
-    assert abs(sum(p.numel() for p in model.parameters()) / 1e9 - published) <= half_a_unit
-    assert MODEL_PRESETS[name].parameters == published
-    assert all(p.is_meta for p in model.parameters())
-    assert f"[{MODEL_PRESETS[name].source}]" in str(model_presets.__doc__)
-
 
 @pytest.mark.parametrize(("name", "kinds", "layers"), [("deepseek-v3", 4, 63), ("llama3-405b", 3, 128)])
 def test_large_models_take_seconds_and_no_memory(name: str, kinds: int, layers: int) -> None:
