@@ -58,11 +58,12 @@ def layer_memory(kind: LayerKind, strategy: LayerStrategy, training: Training, *
 
     until_b, until_w = _saved(kind, strategy, training)
     gathered = 0.0  # dense parameters and experts are cut over groups of their own, either of which may be one GPU
+    used = parameters_per_gpu(kind, strategy, with_tied=True)  # of a tied table, too, a whole one is here for a while
     if strategy.zero == 3:
-        whole = (count.dense if dense > 1 else 0.0) + (count.experts if experts > 1 else 0.0)
+        whole = (used.dense if dense > 1 else 0.0) + (used.experts if experts > 1 else 0.0)
         gathered += whole * training.gather_bytes * 2
     if strategy.zero >= 2:
-        reduced = (count.dense_trainable if dense > 1 else 0.0) + (count.experts_trainable if experts > 1 else 0.0)
+        reduced = (used.dense_trainable if dense > 1 else 0.0) + (used.experts_trainable if experts > 1 else 0.0)
         gathered += reduced * training.reduce_bytes
     return LayerMemory(
         states(training.parameter_bytes, 3, False), states(training.gradient_bytes, 2, True),
