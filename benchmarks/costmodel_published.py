@@ -8,9 +8,9 @@ Data and sources: benchmarks/data/published_runs. A prediction sees a model's co
 what is documented about the training stack, never a table's or row's name. What was not published is filled in with
 what the model itself finds cheapest among what fits; least and most over all that fits are reported beside it.
 
-Headline: a row is predicted by numbers that were fitted without its source; where no other source has its chip (for a
-mixture of experts: experts on it), without its model family; where neither leaves a row of the chip, with the numbers
-of the nearest chip. Equal configurations count once, with the median of their measurements.
+Headline: a row is predicted by numbers that were fitted without its source; where the other sources don't have its
+chip (or, for a mixture of experts, no experts at all), without its model family; where neither leaves a row of the
+chip, with the numbers of the nearest chip. Equal configurations count once, with the median of their measurements.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def leave_one_out(unique: Sequence[Row], rows: Sequence[Row]) -> list[Judged]:
     for row in unique:
         others = [r for r in rows if r.source != row.source]
         key = ("source", row.source)
-        if not any(_informs(r, row) for r in others):
+        if not _inform(others, row):
             strangers = [r for r in rows if r.family != row.family]
-            if any(_informs(r, row) for r in strangers):
+            if _inform(strangers, row):
                 key, others = ("family", row.family), strangers
         if key not in fits:
             print(f"fitting without {key[0]} {key[1]}: {len(others)} rows", flush=True)
@@ -103,9 +103,9 @@ def leave_one_out(unique: Sequence[Row], rows: Sequence[Row]) -> list[Judged]:
     return judged
 
 
-def _informs(known: Row, row: Row) -> bool:
-    """Whether a row says something about the chip of another, and about experts where it has them."""
-    return chip(known.run.gpu) == chip(row.run.gpu) and known.moe >= row.moe
+def _inform(known: Sequence[Row], row: Row) -> bool:
+    """Whether rows say something about the chip of another, and about experts where it has them."""
+    return any(chip(r.run.gpu) == chip(row.run.gpu) for r in known) and any(r.moe >= row.moe for r in known)
 
 
 def judge(row: Row, known: Sequence[Row], made: Fitted, protocol: str) -> Judged:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .cluster import Cluster, LinkLevel
+from .link_presets import LINKS, NIC_EFFICIENCY
 
 T = TypeVar("T")
 FOLDER = Path(__file__).parent
@@ -58,15 +59,19 @@ class Calibration:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "device"}
 
     def cluster(self, cluster: Cluster) -> Cluster:
-        """`cluster` with the links that collectives were seen to reach. Its groups stay what they are."""
+        """`cluster` with the links that collectives were seen to reach. Its groups stay what they are. A level whose
+        efficiency is not the preset's was described by its owner and keeps its ratio to the preset."""
         inner, *outer = cluster.levels
-        top = inner.bandwidth_bytes_per_s * self.inner_efficiency
+        links = LINKS.get(cluster.device.name)
 
-        def slower(level: LinkLevel, efficiency: float) -> LinkLevel:
-            return replace(level, efficiency=efficiency, latency_s=level.latency_s * self.latency_factor)
+        def slower(level: LinkLevel, fitted: float, usual: float, most: float = 1.0) -> LinkLevel:
+            reached = fitted if level.efficiency == usual else min(1.0, level.efficiency * fitted / usual)
+            return replace(level, efficiency=min(reached, most), latency_s=level.latency_s * self.latency_factor)
 
-        return replace(cluster, levels=(slower(inner, self.inner_efficiency), *(
-            slower(v, min(self.network_efficiency, top / v.bandwidth_bytes_per_s)) for v in outer)))
+        first = slower(inner, self.inner_efficiency, links.inner_efficiency if links else inner.efficiency)
+        return replace(cluster, levels=(first, *(
+            slower(v, self.network_efficiency, NIC_EFFICIENCY, first.effective_bytes_per_s / v.bandwidth_bytes_per_s)
+            for v in outer)))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@
     ZeRO 0   all-reduce once a step                 the same                                   the last backward
     ZeRO 1   reduce-scatter once a step             the same                                   the last backward
     ZeRO 1, 2  all-gather of new parameters         parameters / tp · 2                        the first forward
+    tied       all-reduce of the gradients of a     table / tp · reduce bytes, over the first  nothing
+               table that both ends hold, p > 1     and the last stage, once a step
 
 Sources: Korthikanti et al. (tp), Liu et al. (ring), Jacobs et al. (Ulysses), Rajbhandari et al., arXiv:1910.02054
 (ZeRO); expert parameters are reduced over edp only. The layer's own pass stands for its neighbours': layers come in
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 from .cluster import Cluster
 from .collectives import COLLECTIVES
 from .group import Group
-from .layer_compute import LayerSeconds, splits, width
+from .layer_compute import LayerSeconds, check_experts, splits, width
 from .model import LayerKind
 from .op_price import Rates
 from .overlap import Phase, Window, exposed_by_window
@@ -66,7 +68,9 @@ class ParameterBytes:
 
 
 def parameters_per_gpu(kind: LayerKind, strategy: LayerStrategy, *, with_tied: bool = False) -> ParameterBytes:
-    """Counts, not bytes. Vectors are repeated under tp, and of an embedding what is not the vocabulary's table."""
+    """Counts, not bytes. Vectors are repeated under tp, and of an embedding what is not the vocabulary's table.
+    `with_tied`: with the weights that an earlier layer owns. Raises `StrategyError` as `check_experts` does."""
+    check_experts(kind, strategy)
     groups = (*kind.parameters, *(kind.tied if with_tied else ()))
     total = sum(g.count for g in groups)
     trained = sum(g.count for g in groups if g.trainable) / total if total else 0.0
@@ -75,7 +79,7 @@ def parameters_per_gpu(kind: LayerKind, strategy: LayerStrategy, *, with_tied: b
     if kind.vocabulary and not kind.inputs_chain and kind.vocabulary <= total:
         repeated = (total - experts) % kind.vocabulary  # position tables and the like
     dense = (total - experts - repeated) / strategy.tp + repeated
-    local = experts / (min(strategy.ep, kind.experts or 1) * strategy.etp)
+    local = experts / (strategy.ep * strategy.etp)
     return ParameterBytes(dense, local, dense * trained, local * trained)
 
 
@@ -95,7 +99,7 @@ class LayerTraffic:
     def collectives(self) -> tuple[Collective, ...]:
         """Those that share a phase and a window share what it hides (`overlap.py`)."""
         found = [*self._tensor_parallel(), *self._context_parallel(), *self._experts(), *self._sharded(),
-                 *self._synced()]
+                 *self._synced(), *self._tied()]
         return tuple(self._exposed(found))
 
     # -- one entry per collective -----------------------------------------------------------------
@@ -110,7 +114,8 @@ class LayerTraffic:
         return COLLECTIVES[kind](self.cluster, group, size_bytes)
 
     def _phases(self) -> tuple[Phase, ...]:
-        return ("forward", "again") if self.s.recompute == "full" else ("forward",)
+        again = self.s.recompute == "full" and bool(self.kind.saved["full"].recomputed)
+        return ("forward", "again") if again else ("forward",)
 
     def _tensor_parallel(self) -> Iterator[Collective]:
         size = self.tokens / self.s.cp * self.hidden * ACTIVATION_BYTES
@@ -136,8 +141,9 @@ class LayerTraffic:
         """An embedding ends in a reduce-scatter; a head starts with an all-gather, and its loss reduces three numbers
         per token."""
         if self.kind.inputs_chain:
-            yield from self._one("gather inputs", "all-gather", "tp", "forward", window, size)
-            yield from self._one("loss", "all-reduce", "tp", "forward", "nothing", self.tokens / self.s.cp * 4, 3)
+            for phase in self._phases():
+                yield from self._one("gather inputs", "all-gather", "tp", phase, window, size)
+                yield from self._one("loss", "all-reduce", "tp", phase, "nothing", self.tokens / self.s.cp * 4, 3)
             yield from self._one("gather saved inputs", "all-gather", "tp", "backward", "input gradients of products",
                                  size)
             yield from self._one("scatter input gradients", "reduce-scatter", "tp", "backward",
@@ -194,10 +200,12 @@ class LayerTraffic:
         yield Collective("to experts and back", "all-to-all", "ep", phase, window, 2 * wide, 2 * seconds, 0.0)
 
     def _parts(self) -> list[tuple[str, str, float, float]]:
-        """(what, axis of its shards, parameters, trainable ones) on a GPU."""
-        count = parameters_per_gpu(self.kind, self.s, with_tied=True)
-        return [("", "zero", count.dense, count.dense_trainable), (" of experts", "edp", count.experts,
-                                                                   count.experts_trainable)]
+        """(what, axis of its shards, parameters that are used here, trainable ones that are kept here) on a GPU. A tied
+        table on the stage of its owner is gathered for each of its uses, reduced and updated with its owner."""
+        used = parameters_per_gpu(self.kind, self.s, with_tied=True)
+        kept = parameters_per_gpu(self.kind, self.s, with_tied=self.placement.p > 1)
+        return [("", "zero", used.dense, kept.dense_trainable),
+                (" of experts", "edp", used.experts, kept.experts_trainable)]
 
     def _sharded(self) -> Iterator[Collective]:
         """ZeRO 2 and 3: in every micro-batch."""
@@ -236,6 +244,22 @@ class LayerTraffic:
             if self.s.zero in (1, 2):
                 yield from self._one(f"gather parameters{what}", "all-gather", axis, "first forward", gather,
                                      trained * self.t.gather_bytes)
+
+    def _tied(self) -> Iterator[Collective]:
+        """Both copies of a tied table get the sum of their gradients after the last micro-batch, when nothing is left
+        to hide it behind: Megatron-LM's embedding group. Under ZeRO 2 and 3 each GPU has its shard of it."""
+        trained = sum(g.count for g in self.kind.tied if g.trainable) / self.s.tp
+        if self.placement.p > 1 and trained:
+            size = trained * self.t.reduce_bytes / (self.s.shards if self.s.zero >= 2 else 1)
+            seconds = self._seconds("all-reduce", self._ends(), size)
+            yield Collective("reduce tied gradients", "all-reduce", "pp", "last backward", "nothing", size, seconds,
+                             0.0)
+
+    def _ends(self) -> Group:
+        """First and last stage: two ranks of the pipeline's group, in as many blocks as that touches, at most two."""
+        group = self.placement.group(self.s, "pp")
+        blocks = tuple(min(2, b) for b in group.blocks)
+        return Group(2, tuple(2 // b for b in blocks), blocks, group.concurrent, group.even)
 
     def _exposed(self, found: list[Collective]) -> Iterator[Collective]:
         together: dict[tuple[Phase, Window], float] = {}

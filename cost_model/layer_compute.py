@@ -21,7 +21,7 @@ from typing import Literal
 from .model import LayerKind
 from .op_price import Rates
 from .records import OpRecord
-from .strategy import LayerStrategy
+from .strategy import LayerStrategy, StrategyError
 
 Split = Literal["column", "row", "activations", "experts"]
 PRODUCT_KINDS = ("gemm", "conv", "attention")
@@ -65,7 +65,8 @@ class LayerSeconds:
 
 
 def layer_seconds(kind: LayerKind, strategy: LayerStrategy, rates: Rates) -> LayerSeconds:
-    """Price the operators of one layer."""
+    """Price the operators of one layer. Raises `StrategyError` for experts that the strategy can't divide."""
+    check_experts(kind, strategy)
     fused = rates.training.fusion != "none" and bool(kind.fused_forward)
     forward_bytes = kind.fused_forward if fused else tuple(r.bytes_moved for r in kind.forward)
     backward_bytes = kind.fused_backward if fused else tuple(r.bytes_moved for r in kind.backward)
@@ -157,8 +158,7 @@ class _Divided:
     def _experts_s(self, shape: tuple[int, ...], weights: bool) -> float:
         """[rows of all experts, k] · [experts, k, n]: a batch of one product per local expert."""
         experts, rows, k, n = shape
-        ep, etp = min(self.s.ep, experts), self.s.etp
-        local = experts / ep
+        etp, local = self.s.etp, experts / self.s.ep
         own_rows = rows * etp / self.share / local  # per expert
         hidden = self.kind.inputs[0].shape[-1] if self.kind.inputs else k
         k_own, n_own = (k, n / etp) if k == hidden else (k / etp, n)
@@ -166,6 +166,15 @@ class _Divided:
             accumulated_s = self.rates.memory_s(local * k_own * n_own * (2 * self.rates.training.gradient_bytes - 2))
             return self.rates.product_s(local, k_own, own_rows, n_own, fp8=self.fp8) + accumulated_s
         return self.rates.product_s(local, own_rows, k_own, n_own, fp8=self.fp8, quantized=local * own_rows * k_own)
+
+
+def check_experts(kind: LayerKind, strategy: LayerStrategy) -> None:
+    """Raises `StrategyError` where ep does not divide a layer's experts, or etp their width. Layers without experts
+    take any."""
+    if kind.experts and kind.experts % strategy.ep:
+        raise StrategyError(f"ep {strategy.ep} of {kind.experts} experts; expected a divisor")
+    if kind.experts and kind.expert_ffn and kind.expert_ffn % strategy.etp:
+        raise StrategyError(f"etp {strategy.etp} of experts {kind.expert_ffn} wide; expected a divisor")
 
 
 # -- which product is divided how -----------------------------------------------------------------

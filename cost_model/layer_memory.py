@@ -4,8 +4,9 @@
     gradients    trainable parameters · gradient bytes, cut by ZeRO 2 and 3
     optimizer    trainable parameters · (moments + master copy), cut by ZeRO 1, 2 and 3; experts over edp
     saved        the mode's saved activations / (tp · cp), per micro-batch: sequence parallelism divides all of them
-    transient    what lives only while the layer runs: two layers' gathered parameters and whole gradients under ZeRO 3
-                 (the next one is fetched early), what recomputation brings back, two of the largest gradients
+    transient    what lives only while the layer runs: two layers' gathered parameters under ZeRO 3 (the next one is
+                 fetched early), whole gradients before ZeRO 2 and 3 scatter them, what recomputation brings back,
+                 two of the largest gradients of activations
     communication  the gathered input of a block under tp, rows under way to experts, keys and values of a neighbour
 
 Sources: Rajbhandari et al., arXiv:1910.02054, section 3 (ZeRO); Korthikanti et al., section 4 (activations).
@@ -56,10 +57,14 @@ def layer_memory(kind: LayerKind, strategy: LayerStrategy, training: Training, *
         return per_parameter * (a + b)
 
     until_b, until_w = _saved(kind, strategy, training)
-    gathered = 0.0
-    if strategy.zero == 3 and dense > 1:
-        gathered = (count.dense + count.experts) * training.gather_bytes * 2
-        gathered += (count.dense_trainable + count.experts_trainable) * training.reduce_bytes
+    gathered = 0.0  # dense parameters and experts are cut over groups of their own, either of which may be one GPU
+    used = parameters_per_gpu(kind, strategy, with_tied=True)  # of a tied table, too, a whole one is here for a while
+    if strategy.zero == 3:
+        whole = (used.dense if dense > 1 else 0.0) + (used.experts if experts > 1 else 0.0)
+        gathered += whole * training.gather_bytes * 2
+    if strategy.zero >= 2:
+        reduced = (used.dense_trainable if dense > 1 else 0.0) + (used.experts_trainable if experts > 1 else 0.0)
+        gathered += reduced * training.reduce_bytes
     return LayerMemory(
         states(training.parameter_bytes, 3, False), states(training.gradient_bytes, 2, True),
         states(training.optimizer_bytes, 1, True), until_b, until_w,

@@ -17,13 +17,13 @@ from functools import lru_cache
 
 from .calibration import Calibration, Software, committed_software
 from .cluster import Cluster
-from .collectives import all_gather_s, all_to_all_s, point_to_point_s
+from .collectives import all_to_all_s, point_to_point_s
 from .layer_communication import ACTIVATION_BYTES, Collective, LayerTraffic, parameters_per_gpu
 from .layer_compute import LayerSeconds, layer_seconds
 from .layer_memory import LayerMemory, layer_memory
 from .model import LayerKind
 from .op_price import Rates
-from .strategy import LayerStrategy, Placement, Training
+from .strategy import LayerStrategy, Placement, StrategyError, Training
 
 UPDATE_PASSES = 2  # an optimizer reads and writes its states once, and gradients and parameters as well
 FIXED_CONTEXT_BYTES = 1.2e9  # assumption: driver context, cuBLAS workspaces and communicators of a process
@@ -77,13 +77,15 @@ def price_layer(kind: LayerKind, strategy: LayerStrategy, training: Training, pl
                 calibration: Calibration, software: Software | None = None,
                 compute: LayerSeconds | None = None) -> LayerPrice:
     """Price a layer captured for one micro-batch of its whole sequence; `compute` where that is known already. Raises
-    `ClusterError` for groups that don't fit the cluster, `KeyError` for a recomputation mode that was not captured."""
+    `ClusterError` for groups that don't fit the cluster, `StrategyError` for experts that can't be divided so,
+    `KeyError` for a recomputation mode that was not captured."""
     rates = Rates(placement.cluster.device, calibration, software or committed_software(), training)
     compute = compute or layer_seconds(kind, strategy, rates)
     cluster = _cluster(placement, calibration)
     traffic = LayerTraffic(kind, strategy, training, placement, rates, compute, cluster)
     memory = layer_memory(kind, strategy, training, owns_tied=placement.p > 1)
-    return LayerPrice(compute, traffic.collectives(), _optimizer_s(kind, strategy, training, rates), memory)
+    return LayerPrice(compute, traffic.collectives(),
+                      _optimizer_s(kind, strategy, training, rates, owns_tied=placement.p > 1), memory)
 
 
 @lru_cache(maxsize=1024)
@@ -91,9 +93,10 @@ def _cluster(placement: Placement, calibration: Calibration) -> Cluster:
     return calibration.cluster(placement.cluster)
 
 
-def _optimizer_s(kind: LayerKind, strategy: LayerStrategy, training: Training, rates: Rates) -> float:
+def _optimizer_s(kind: LayerKind, strategy: LayerStrategy, training: Training, rates: Rates, *,
+                 owns_tied: bool) -> float:
     """The update moves every state in and out, gradients in, parameters out: limited by memory."""
-    count = parameters_per_gpu(kind, strategy)
+    count = parameters_per_gpu(kind, strategy, with_tied=owns_tied)
     dense, experts = count.dense_trainable, count.experts_trainable
     if strategy.zero:
         dense, experts = dense / strategy.shards, experts / strategy.edp
@@ -113,23 +116,18 @@ class MovePrice:
 def reshard_price(activation_bytes: float, before: LayerStrategy, after: LayerStrategy, placement: Placement,
                   calibration: Calibration) -> MovePrice:
     """Bring the hidden states of one micro-batch (`activation_bytes` for all dp · cp · tp ranks' samples of one
-    data-parallel rank of `before`) from one layout to another within a stage. Equal layouts cost nothing. When dp grows
-    or shrinks, samples change hands (all-to-all); when only tp or cp changes, the sequence does."""
+    data-parallel rank of `before`) from one layout to another within a stage. Equal layouts cost nothing. Ranks that
+    share samples in the layout with the fewest replicas hold everything that the other layout needs: along its tp, then
+    along its cp, each an all-to-all. Raises `StrategyError` for layouts of different numbers of GPUs."""
+    if before.gpus != after.gpus:
+        raise StrategyError(f"layouts of {before.gpus} and {after.gpus} GPUs on one stage; expected the same number")
     if before.layout == after.layout:
         return MovePrice(0.0, 0.0)
     cluster = _cluster(placement, calibration)
-    total = activation_bytes * before.dp  # of all data-parallel ranks
-    own, wide = total / before.gpus, max(before.tp * before.cp, after.tp * after.cp)
-    if before.dp == after.dp:
-        largest = before if before.tp * before.cp == wide else after
-        groups = [placement.group(largest, axis) for axis in ("tp", "cp")]
-        seconds = sum(all_to_all_s(cluster, g, own) for g in groups if g.size > 1)
-        return MovePrice(seconds, seconds)
-    fewest = before if before.dp < after.dp else after
+    own = activation_bytes * before.dp / before.gpus
+    fewest = before if before.dp <= after.dp else after
     groups = [placement.group(fewest, axis) for axis in ("tp", "cp")]
-    seconds = max((all_to_all_s(cluster, g, own) for g in groups if g.size > 1), default=0.0)
-    if not seconds:
-        seconds = all_gather_s(cluster, placement.group(before if before.dp > after.dp else after, "dp"), own)
+    seconds = sum(all_to_all_s(cluster, g, own) for g in groups if g.size > 1)
     return MovePrice(seconds, seconds)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -54,3 +54,11 @@ def test_links_reach_what_was_fitted() -> None:
     found = Calibration("x", inner_efficiency=0.5, network_efficiency=0.25, latency_factor=2.0).cluster(cluster)
     assert [level.efficiency for level in found.levels] == [0.5, 0.25]
     assert [b.latency_s / a.latency_s for a, b in zip(cluster.levels, found.levels, strict=True)] == [2, 2]
+
+
+def test_a_described_link_stays_as_much_slower_as_its_owner_says() -> None:
+    """A level at half of the preset's efficiency reaches half of what was fitted."""
+    cluster, made = Cluster.parse("2x8 h100-sxm"), Calibration("x", inner_efficiency=0.6, network_efficiency=0.4)
+    half = replace(cluster, levels=tuple(replace(v, efficiency=v.efficiency / 2) for v in cluster.levels))
+    assert [v.efficiency for v in made.cluster(cluster).levels] == [0.6, 0.4]
+    assert [v.efficiency for v in made.cluster(half).levels] == pytest.approx([0.3, 0.2])

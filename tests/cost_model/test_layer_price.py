@@ -17,7 +17,8 @@ from meshwright.cost_model.layer_price import (
     reshard_price,
     transfer_price,
 )
-from meshwright.cost_model.strategy import LayerStrategy, Placement, Training
+from meshwright.cost_model.model import Saved
+from meshwright.cost_model.strategy import LayerStrategy, Placement, StrategyError, Training
 
 from .layers import (
     CALIBRATION,
@@ -62,6 +63,23 @@ def test_experts_shard_their_optimizer_over_edp() -> None:
     assert m.optimizer_bytes == 12 * (dense / 8 + experts / 4 / 2)
 
 
+def test_whole_gradients_live_until_they_are_scattered() -> None:
+    transient = [priced(LAYER, zero=z).memory.transient_bytes for z in (1, 2, 3)]
+    assert transient[1] - transient[0] == 4 * PARAMETERS  # in fp32
+    assert transient[2] - transient[1] == 2 * 2 * PARAMETERS  # this layer's and the next one's parameters in bf16
+
+
+@pytest.mark.parametrize(("degrees", "dense", "experts"), [
+    ({"dp": 8, "ep": 8}, 1, 0), ({"tp": 8, "dp": 1}, 0, 1), ({"dp": 8, "ep": 4}, 1, 1)])
+def test_experts_are_gathered_over_their_own_group(degrees: dict[str, int], dense: int, experts: int) -> None:
+    """edp is 1, 8 and 2 here, and dense parameters are cut into 8, 1 and 8 parts."""
+    kind = mixture()
+    whole, plain = (priced(kind, zero=z, **degrees).memory.transient_bytes for z in (3, 1))
+    own = (4 * HIDDEN**2 / degrees.get("tp", 1) * dense
+           + 2 * 8 * HIDDEN * FFN / degrees.get("ep", 1) * experts)
+    assert whole - plain == pytest.approx(own * (2 * 2 + 4))
+
+
 def test_tensor_parallelism_divides_everything_that_is_saved() -> None:
     one, two = priced(LAYER, tp=1).memory, priced(LAYER, tp=2).memory
     assert two.saved_bytes == one.saved_bytes / 2
@@ -72,6 +90,41 @@ def test_tied_weights_are_kept_again_on_another_stage() -> None:
     tied = head(tied=True)
     assert priced(tied).memory.weights_bytes == 0
     assert priced(tied, p=2).memory.weights_bytes == 2 * VOCABULARY * HIDDEN
+
+
+@pytest.mark.parametrize(("zero", "parameters", "gradients"), [(1, 0, 0), (2, 0, 4), (3, 2 * 2, 4)])
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_tied_table_is_gathered_wherever_it_is_used(zero: int, parameters: int, gradients: int, p: int) -> None:
+    """Whole for as long as the head runs, although at p 1 its shards are the embedding's."""
+    own, plain = (priced(head(tied=True), p=p, zero=z).memory.transient_bytes for z in (zero, 0))
+    assert own - plain == (parameters + gradients) * VOCABULARY * HIDDEN
+
+
+def test_a_tied_table_is_reduced_and_updated_once_where_its_owner_is() -> None:
+    for zero in (0, 1, 2, 3):
+        tied, own = priced(head(tied=True), zero=zero), priced(head(), zero=zero)
+        moved = {c.name for c in tied.collectives if c.axis == "zero"}
+        assert moved == ({"gather parameters"} if zero == 3 else set())
+        assert {c.name for c in own.collectives if c.axis == "zero"} >= {"reduce gradients"}
+        assert tied.optimizer_s == 0 < own.optimizer_s
+
+
+@pytest.mark.parametrize(("zero", "shards"), [(0, 1), (1, 1), (2, 4), (3, 4)])
+def test_both_ends_of_a_pipeline_add_up_the_gradients_of_a_tied_table(zero: int, shards: int) -> None:
+    tied, own = priced(head(tied=True), p=2, zero=zero), priced(head(), p=2, zero=zero)
+    (exchange,) = [c for c in tied.collectives if c.axis == "pp"]
+    assert (exchange.kind, exchange.bytes) == ("all-reduce", 4 * VOCABULARY * HIDDEN / shards)
+    assert exchange.exposed_s == exchange.seconds > 0
+    assert tied.sync_s == pytest.approx(own.sync_s + exchange.seconds)
+    assert tied.optimizer_s == own.optimizer_s
+    assert not [c for c in own.collectives if c.axis == "pp"]
+
+
+def test_the_ends_of_a_long_pipeline_are_two_ranks() -> None:
+    """Four stages on four nodes move a tied table's gradients as two on two do, not as a ring of four."""
+    two, four = (next(c for c in priced(head(tied=True), f"{p}x8 h100-sxm", p=p).collectives if c.axis == "pp")
+                 for p in (2, 4))
+    assert four.seconds == pytest.approx(two.seconds)
 
 
 @pytest.mark.parametrize(("zero", "kind"), [(0, "all-reduce"), (1, "reduce-scatter")])
@@ -129,6 +182,34 @@ def test_recomputation_trades_time_for_memory() -> None:
 def test_full_recomputation_repeats_tensor_parallel_communication() -> None:
     again = [c for c in priced(LAYER, tp=8, dp=1, recompute="full").collectives if c.phase == "again"]
     assert {c.name for c in again} == {"gather inputs", "scatter outputs"}
+
+
+def test_a_recomputed_head_gathers_its_input_and_reduces_its_loss_again() -> None:
+    kind = head()
+    again = replace(kind, saved={**kind.saved, "full": Saved(0, (0,))})
+    found = {m: [(c.name, c.bytes) for c in priced(again, tp=8, dp=1, recompute=m).collectives if c.phase == p]
+             for m, p in (("none", "forward"), ("full", "again"))}
+    assert found["full"] == found["none"] != []
+    assert not [c for c in priced(kind, tp=8, dp=1, recompute="full").collectives if c.phase == "again"]
+
+
+@pytest.mark.parametrize(("degrees", "given"), [({"ep": 16}, "ep 16 of 8 experts"), ({"ep": 3, "dp": 6}, "ep 3 of 8"),
+                                                ({"etp": 3, "dp": 6}, "etp 3 of experts 4096 wide")])
+def test_experts_that_cannot_be_divided_are_refused(degrees: dict[str, int], given: str) -> None:
+    gpus = degrees.get("dp", 16)
+    with pytest.raises(StrategyError, match=given):
+        priced(mixture(), f"1x{gpus} h100-sxm", **degrees)
+    assert total_s(priced(LAYER, f"1x{gpus} h100-sxm", **degrees)) > 0  # no experts to divide
+
+
+def test_experts_hold_and_sync_what_their_own_replicas_say() -> None:
+    """tp 8 and etp 1: dense parameters are on one replica of eight parts, experts on eight replicas."""
+    price = priced(mixture(), zero=1, tp=8, dp=1)
+    experts = 2 * 8 * HIDDEN * FFN
+    assert price.memory.optimizer_bytes == 12 * (4 * HIDDEN**2 / 8 + experts / 8)
+    assert price.memory.weights_bytes == 2 * (4 * HIDDEN**2 / 8 + experts)
+    reduced = {c.axis: c.bytes for c in price.collectives if c.phase == "last backward"}
+    assert reduced == {"edp": 4 * experts}
 
 
 def test_asynchronous_tensor_parallelism_hides_communication_at_a_price() -> None:
@@ -202,6 +283,18 @@ def test_moving_between_layouts() -> None:
     a, b, c = LayerStrategy(dp=8), LayerStrategy(tp=8), LayerStrategy(tp=2, dp=4)
     assert reshard_price(size, a, replace(a, zero=3), place, CALIBRATION).forward_s == 0
     assert all(reshard_price(size, x, y, place, CALIBRATION).forward_s > 0 for x, y in ((a, b), (b, c), (c, a)))
+
+
+def test_moves_cost_the_same_both_ways_and_add_up_over_axes() -> None:
+    place, size = Placement(Cluster.parse("2x8 h100-sxm")), 1e9
+    apart, mixed = LayerStrategy(dp=16), LayerStrategy(tp=8, cp=2)
+    there = reshard_price(size, apart, mixed, place, CALIBRATION).forward_s
+    back = reshard_price(size * apart.dp, mixed, apart, place, CALIBRATION).forward_s
+    ulysses = reshard_price(size * apart.dp, mixed, replace(mixed, cp_kind="ulysses"), place, CALIBRATION).forward_s
+    one_axis = reshard_price(size, apart, LayerStrategy(tp=8, dp=2), place, CALIBRATION).forward_s
+    assert there == back == ulysses > one_axis
+    with pytest.raises(StrategyError, match="8 and 16 GPUs"):
+        reshard_price(size, LayerStrategy(tp=8), mixed, place, CALIBRATION)
 
 
 def test_a_stage_sends_its_share_of_the_sequence() -> None:
