@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from meshwright.cost_model.calibration import Calibration
 from meshwright.cost_model.cluster import Cluster
 from meshwright.cost_model.collectives import ring_bytes_per_rank
+from meshwright.cost_model.layer_memory import ALLOCATOR_SHARE, allocator_bytes
 from meshwright.cost_model.layer_price import (
     LayerPrice,
     hidden_bytes,
@@ -155,6 +158,22 @@ def test_the_loss_is_taken_over_the_divided_vocabulary() -> None:
     assert divided.forward_s < whole.forward_s
     assert {"loss", "gather inputs"} <= {c.name for c in divided.collectives}
     assert {c.name for c in priced(embedding(), tp=8, dp=1).collectives} == {"scatter outputs", "gather gradients"}
+
+
+def test_the_allocators_margin_is_a_share_of_what_comes_and_goes() -> None:
+    assert allocator_bytes(0) == 0
+    assert allocator_bytes(1e9) == math.ceil(ALLOCATOR_SHARE * 1e9) > 0
+    assert allocator_bytes(10, 0.25) == 3  # never below the share
+    for dynamic, share in ((-1.0, 0.1), (float("nan"), 0.1), (1.0, -0.1), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="finite numbers from 0 up"):
+            allocator_bytes(dynamic, share)
+
+
+def test_the_default_margin_is_the_published_median() -> None:
+    result = Path(__file__).parents[2] / "benchmarks" / "results" / "costmodel_published.json"
+    found = json.loads(result.read_text())["memory"]["allocator"]
+    assert found["median"] == pytest.approx(ALLOCATOR_SHARE, abs=0.005)
+    assert found["n"] > 50
 
 
 # -- what each axis does --------------------------------------------------------------------------
