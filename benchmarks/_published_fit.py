@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks._published_price import placement_of, predict, price
 from benchmarks._published_rows import Row, Run
 from meshwright.cost_model.calibration import (
+    CHIP,
     FAMILY,
     FOLDER,
     Calibration,
@@ -160,7 +161,7 @@ def _matters(name: str, run: Run) -> bool:
 
 def chip(gpu: str) -> str:
     """The device whose numbers a GPU is fitted with: parts of one chip that differ in memory only share them."""
-    return {"a100-40": "a100-80", "h200": "h100-sxm"}.get(gpu, gpu)
+    return CHIP.get(gpu, gpu)
 
 
 def _prior(name: str) -> tuple[float, float]:

@@ -4,6 +4,10 @@ Megatron-LM's functional tests write both down, from the last rank, that is from
 out by rules on their columns, and where the name of the case says that it uses something no column describes. Runs that
 differ in nothing but the software image count once, with the median. Predictions take one number from the measurements:
 `OTHER_WORKSPACES_BYTES`. The peak is not predicted for tensor parallelism without sequence parallelism.
+
+`allocator`: by which share of the predicted dynamic memory (peak less static) measured peaks are above predicted ones,
+in the median and at nine in ten of all rows with a peak; `refused`: of the runs with times and all fields published,
+which did run, how many are said not to fit with such a share as margin. `cost_model/layer_memory.py` chose from these.
 """
 
 from __future__ import annotations
@@ -11,14 +15,16 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from benchmarks._harness import goal_line, print_table
 from benchmarks._published_fit import Fitted
 from benchmarks._published_price import price
-from benchmarks._published_report import summary
+from benchmarks._published_report import quantile, summary
 from benchmarks._published_rows import MEGATRON_CORE, Run, _read, all_rows, gpt
+from meshwright.cost_model.layer_memory import ALLOCATOR_SHARE, allocator_bytes
 
 OTHER_WORKSPACES_BYTES = 70e6
 """What else stays allocated in those tests beside cuBLAS' workspace: Transformer Engine's, the loader's batches."""
@@ -33,13 +39,14 @@ GIB = 2**30
 def memory_report(made: Fitted) -> dict[str, Any]:
     """Print errors of static and peak memory and return them."""
     ci, excluded = _ci_rows()
-    static, peak = [], []
+    static, peak, above = [], [], []
     lines = []
     for run, measured_static, measured_peak in ci:
         s, p = _predicted(run, made, last=True)
         static.append(s / measured_static - 1)
         if run.tp == 1 or run.training.sequence_parallel:
             peak.append(p / measured_peak - 1)
+            above.append((measured_peak - p) / (p - s))
         lines.append(_line("megatron_ci_golden.csv", run, s, measured_static, p, measured_peak))
     rows = {}
     for row in all_rows()[0]:
@@ -47,7 +54,8 @@ def memory_report(made: Fitted) -> dict[str, Any]:
             rows.setdefault((row.table, row.run), row)
     published: dict[str, list[float]] = {}
     for row in rows.values():
-        _, p = _predicted(row.run, made, last=False)
+        s, p = _predicted(row.run, made, last=False)
+        above.append(((row.peak_bytes or 1) - p) / (p - s))
         published.setdefault(row.table, []).append(p / (row.peak_bytes or 1) - 1)
         lines.append(_line(row.table, row.run, None, None, p, row.peak_bytes))
     found = {"static megatron_ci_golden.csv": summary(static), "peak megatron_ci_golden.csv": summary(peak),
@@ -59,7 +67,24 @@ def memory_report(made: Fitted) -> dict[str, Any]:
     print(goal_line("static memory: median |error|", statistics.median(map(abs, static)), 0.02, at_least=False))
     peaks = [*peak, *published.get("simumax_b200.csv", [])]
     print(goal_line("peak memory: median |error|", statistics.median(map(abs, peaks)), 0.05, at_least=False))
-    return {"errors": found, "excluded": dict(excluded), "predictions": lines}
+    margin: dict[str, Any] = {"n": len(above), "median": statistics.median(above), "p90": quantile(above, 0.9)}
+    margin["refused"] = _refused(made, (0.0, ALLOCATOR_SHARE, round(margin["p90"], 2)))
+    print(f"measured peaks above predicted ones, as shares of dynamic memory: {margin}")
+    return {"errors": found, "allocator": margin, "excluded": dict(excluded), "predictions": lines}
+
+
+def _refused(made: Fitted, shares: Sequence[float]) -> dict[str, int]:
+    """Complete runs (`runs`) that don't fit with each share of their dynamic memory on top."""
+    runs = list(dict.fromkeys(row.run for row in all_rows()[0] if row.complete))
+    found = {"runs": len(runs), **{f"{share:.2f}": 0 for share in shares}}
+    for run in runs:
+        priced = price(run, made.of(run.gpu), made.software)
+        assert priced, "rows without a layer per part are not in the tables"
+        for share in shares:
+            found[f"{share:.2f}"] += any(
+                s.total_bytes + allocator_bytes(s.activation_bytes + s.transient_bytes, share) > s.capacity_bytes
+                for s in priced[0].memory)
+    return found
 
 
 def _ci_rows() -> tuple[list[tuple[Run, float, float]], Counter[str]]:

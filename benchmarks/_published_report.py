@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks._published_fit import chip
 from benchmarks._published_price import description
 from benchmarks._published_rows import Row, Run
+from meshwright.cost_model import error_band
 from meshwright.cost_model.op_price import FP8
 from meshwright.cost_model.presets import PRESETS
 
@@ -58,6 +59,20 @@ def summary(errors: Sequence[float]) -> dict[str, float]:
     """Median and 90th percentile of |error|, and the median of the signed error."""
     return {"n": len(errors), "median": statistics.median(map(abs, errors)),
             "p90": quantile(map(abs, errors), 0.9), "signed_median": statistics.median(errors)}
+
+
+def errors_by_chip(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
+    """What `cost_model/error_band.py` reads: by chip, and over all of them, and by class of run."""
+    def kind(j: Judged) -> str:
+        return error_band.error_class(j.row.run.training, "mixture of experts" if j.row.moe else "dense")
+
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for where, of_chip in (*grouped(judged, lambda j: chip(j.row.run.gpu)).items(), (error_band.EVERY_CHIP, judged)):
+        for which, own in grouped(of_chip, kind).items():
+            found = summary([j.error for j in own])
+            out.setdefault(where, {})[which] = {"configurations": found["n"], "median": round(found["median"], 4),
+                                                "p90": round(found["p90"], 4)}
+    return out
 
 
 # -- baselines ------------------------------------------------------------------------------------

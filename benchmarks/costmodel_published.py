@@ -1,6 +1,7 @@
 """The cost model against training runs that others published.
 
     python benchmarks/costmodel_published.py            leave-one-out fits; writes results/costmodel_published.json
+                                                        and cost_model/published-errors.json
     python benchmarks/costmodel_published.py --quick    the committed calibrations in sample; writes nothing
     python benchmarks/costmodel_published.py --refit    fits all rows and rewrites cost_model/calibration-*.json
 
@@ -40,12 +41,14 @@ from benchmarks._published_report import (  # noqa: E402
     constant_utilisation_s,
     drift,
     error_class,
+    errors_by_chip,
     grouped,
     nearest_row_s,
     ordering,
     summary,
 )
 from benchmarks._published_rows import Row, all_rows  # noqa: E402
+from meshwright.cost_model.error_band import FILE as ERRORS  # noqa: E402
 
 
 def main() -> int:
@@ -70,6 +73,8 @@ def main() -> int:
         path = RESULTS / "costmodel_published.json"
         path.write_text(json.dumps({"benchmark": "costmodel_published", "date": datetime.datetime.now(
             datetime.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), **payload}, indent=1) + "\n")
+        ERRORS.write_text(json.dumps({"written_by": "benchmarks/costmodel_published.py", "errors": payload["by_chip"]},
+                                     indent=1) + "\n")
     return 0
 
 
@@ -133,7 +138,8 @@ def report(rows: Sequence[Row], unique: Sequence[Row], judged: Sequence[Judged],
         _table(f"by {label}", {k: summary([j.error for j in v]) for k, v in grouped(judged, key).items()})
     found = {"rows": len(rows), "configurations": len(unique), "excluded": [
         {"table": t, "rule": r, "rows": n} for (t, r), n in sorted(excluded.items())],
-        "parameters": made.parameters, "classes": classes, "ordering": ordering(judged), "drift": drift(rows),
+        "parameters": made.parameters, "classes": classes, "by_chip": errors_by_chip(judged),
+        "ordering": ordering(judged), "drift": drift(rows),
         "predictions": [_line(j) for j in judged]}
     print(f"drift of one configuration across releases: {found['drift']}")
     print(f"ordering: {found['ordering']}")
@@ -164,9 +170,10 @@ def _table(title: str, found: dict[str, Any]) -> None:
 
 def _line(j: Judged) -> dict[str, Any]:
     r = j.row.run
-    return {"table": j.row.table, "family": j.row.family, "precision": j.row.precision, "gpu": r.gpu, "gpus": r.gpus,
-            "seq": r.seq, "batch": r.global_batch, "micro_batch": r.micro_batch, "tp": r.tp, "pp": r.pp, "cp": r.cp,
-            "ep": r.ep, "v": r.v, "protocol": j.protocol, "measured_s": round(j.measured_s, 5),
+    return {"table": j.row.table, "family": j.row.family, "precision": j.row.precision, "experts": j.row.moe,
+            "gpu": r.gpu, "gpus": r.gpus, "seq": r.seq, "batch": r.global_batch, "micro_batch": r.micro_batch,
+            "tp": r.tp, "pp": r.pp, "cp": r.cp, "ep": r.ep, "v": r.v,
+            "protocol": j.protocol, "measured_s": round(j.measured_s, 5),
             "predicted_s": round(j.predicted_s, 5), "low_s": round(j.low_s, 5), "high_s": round(j.high_s, 5),
             "error": round(j.error, 4), "fits": j.fits}
 
