@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import InvalidInputError, MeshwrightError, UnknownNameError
 from ..runtime.plan import Ask, Plan
 from ..runtime.plan_predictions import Beaten, Predicted
+from ..runtime.plan_table import tight
 from .planner.bound import Bound
 from .planner.evaluate import evaluate
-from .planner.group_search import rebuilt
+from .planner.group_search import priced_in_full, rebuilt
 from .planner.objectives import OBJECTIVES, best_for
 from .planner.plan_model import Answer, Planner, Request, pins_from, training_from
 from .planner.pricing import RELAXED, Relaxed
 from .planner.prove import Proof, prove
 from .planner.relocate import relocated
+from .planner.search import Found
 from .planner.space import MODES, Group
 from .planner.tables_digest import tables_digest
 
@@ -53,7 +55,7 @@ class PlanAnswer:
                                                  "lower_bound_ns": self.proof.lower_bound_ns}
         return {"fits": True, "gap": a.plan.gap, "title": a.plan.title, "step_time_s": a.plan.predicted.step_time_s,
                 "tokens_per_s": a.plan.predicted.tokens_per_s, "mfu": a.plan.predicted.mfu, "proof": proof, **found,
-                "plan": a.plan.model_dump(mode="json")}
+                "tight": tight(a.plan.predicted), "plan": a.plan.model_dump(mode="json")}
 
     def __rich__(self) -> Any:
         from rich.console import Group as Rows
@@ -80,13 +82,29 @@ def plan_for(request: Request, objective: str, target_tokens_per_s: float | None
     """Plan for an objective; `prove_s`: seconds for CP-SAT on the same tables. Raises `MeshwrightError`."""
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES)
+    if prove_s is not None and not 0 < prove_s < 1e6:
+        raise InvalidInputError(f"--prove {prove_s:g}", expected="seconds above 0")
     answer, steps = best_for(replace(request, objective=objective), target_tokens_per_s)  # type: ignore[arg-type]
     proof = None
     if prove_s is not None and answer.plan is not None:
-        if not 0 < prove_s < 1e6:
-            raise InvalidInputError(f"--prove {prove_s:g}", expected="seconds above 0")
-        proof = prove(answer.searched.problem, answer.found.plan, prove_s)
+        answer, proof = proved(answer, prove_s)
     return PlanAnswer(answer, proof, steps)
+
+
+def proved(answer: Answer, limit_s: float) -> tuple[Answer, Proof]:
+    """CP-SAT's verdict on the plan, and the answer: with its plan where that is faster. Groups whose relaxed tables
+    leave room below the plan are priced in full first; what stays relaxed can bound plans, but be none."""
+    started = time.monotonic()
+    searched = priced_in_full(answer.planner.pricer, answer.searched, started + limit_s)
+    proof = prove(searched.problem, answer.found.plan, started + limit_s - time.monotonic(),
+                  relaxed={i for i, t in enumerate(searched.tuples) if t.tables.relaxed})
+    if proof.verdict != "refuted" or proof.plan is None:
+        return answer, proof
+    price, index = evaluate(searched.problem, proof.plan), proof.plan.outer
+    outcomes = tuple(replace(o, status="searched", step_ns=price.step_ns) if o.index == index else o
+                     for o in answer.found.tuples)
+    better = replace(searched, result=Found(proof.plan, price, outcomes, exact=False))
+    return replace(answer, searched=better, plan=answer.planner.write(better)), proof
 
 
 # -- why ------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 MAX_STAGES_SHOWN = 16
+TIGHT_BYTES = 2 * GIB  # with less free, a peak that is a little higher than predicted does not fit
 
 
 def plan_table(plan: Plan) -> Group:
@@ -68,9 +69,18 @@ def missing(p: Predicted) -> list[str]:
             for i, s in enumerate(p.stages) if s.missing_bytes]
 
 
+def tight(p: Predicted) -> list[str]:
+    """`stage 0 has 0.08 GiB free`, for every stage that fits with less than `TIGHT_BYTES` to spare."""
+    return [f"stage {i} has {(s.limit_bytes - s.peak_bytes) / GIB:.2f} GiB free" for i, s in enumerate(p.stages)
+            if not s.missing_bytes and s.limit_bytes - s.peak_bytes < TIGHT_BYTES]
+
+
 def footnotes(plan: Plan) -> list[str]:
-    """Low confidence, what can't be run yet, and the certificate."""
-    lines = [f"low confidence: {text}" for text in plan.predicted.low_confidence]
+    """Little free memory, low confidence, what can't be run yet, and the certificate."""
+    near = tight(plan.predicted)
+    more = f" and {len(near) - 3} more stages" if len(near) > 3 else ""
+    lines = [f"tight: {', '.join(near[:3])}{more}; a peak a little above the prediction does not fit"] if near else []
+    lines += [f"low confidence: {text}" for text in plan.predicted.low_confidence]
     reasons = dict.fromkeys(r.options.why_not_runnable for r in plan.layers if not r.options.runnable)
     lines += [f"not runnable yet: {reason}" for reason in reasons]
     c = plan.certificate

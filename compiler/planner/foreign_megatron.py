@@ -24,6 +24,7 @@ RELEVANT = re.compile(r"parallel|recompute|pipeline|batch-size|seq-length|fsdp|d
                       r"cp-comm|overlap|moe-|num-layers")
 _LAYOUT_LETTERS = frozenset("EtL|")
 _MAX_LAYOUT, _MAX_DEPTH = 20_000, 16
+TOO_LONG = f"{WHAT}: --pipeline-model-parallel-layout has over {_MAX_LAYOUT} layers"
 
 
 def read(text: str) -> Layout:
@@ -187,12 +188,15 @@ def _parts(layout: str | None) -> tuple[Contents, ...] | None:
     """`Et*3|(tt|)*29,L`: E embedding, t block, L head, | between parts."""
     if layout is None:
         return None
+    if len(layout) > _MAX_LAYOUT:
+        raise InvalidInputError(TOO_LONG)
     text = layout.replace(",", "")
     for pattern in (r"\(([^()]+)\)\*(\d{1,4})", r"([EtmL|])\*(\d{1,4})"):
         while match := re.search(pattern, text):
-            text = text[:match.start()] + match[1] * int(match[2]) + text[match.end():]
-            if len(text) > _MAX_LAYOUT:
-                raise InvalidInputError(f"{WHAT}: --pipeline-model-parallel-layout has over {_MAX_LAYOUT} layers")
+            times = int(match[2])
+            if len(text) + len(match[1]) * times > _MAX_LAYOUT + len(match[0]):  # before it takes any memory
+                raise InvalidInputError(TOO_LONG)
+            text = text[:match.start()] + match[1] * times + text[match.end():]
     if not set(text) <= _LAYOUT_LETTERS:
         raise InvalidInputError(f"{WHAT}: --pipeline-model-parallel-layout {layout[:60]!r}",
                                 expected="E, t and L between |, with *n for repetition (no m: multi-token prediction)")

@@ -9,6 +9,7 @@ problem with the tables of all outer tuples, so a certificate covers the whole s
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +153,23 @@ class GroupSearch:
             return Searched(problem, tuple(tuples), NothingFits(tuple(outcomes), self.exact))
         evaluation: Evaluation = evaluate(problem, plan)
         return Searched(problem, tuple(tuples), Found(plan, evaluation, tuple(outcomes), self.exact))
+
+
+def priced_in_full(pricer: Pricer, searched: Searched, deadline: float) -> Searched:
+    """The same answer with the full tables of every group whose relaxed ones leave room below the plan, as far as
+    `deadline` (of `time.monotonic`) allows."""
+    assert isinstance(searched.result, Found)
+    below, tuples = searched.result.evaluation.step_ns, list(searched.tuples)
+    open_ = dict.fromkeys(tuples[o.index].tables.group for o in searched.result.tuples
+                          if tuples[o.index].tables.relaxed and o.lower_bound_ns < below)
+    for group in open_:
+        if time.monotonic() >= deadline:
+            break
+        tables, own = pricer.full(group), [i for i, t in enumerate(tuples) if t.tables.group == group]
+        for i, outer in zip(own, tables.outers(pricer.space), strict=True):
+            tuples[i] = Tuple(tables, outer)
+    problem = searched.problem.model_copy(update={"outers": tuple(t.outer for t in tuples)})
+    return Searched(problem, tuple(tuples), searched.result)
 
 
 def rebuilt(pricer: Pricer, relaxed: Callable[[Group], Relaxed], *,

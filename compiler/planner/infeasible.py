@@ -66,8 +66,11 @@ class WhyNot:
 
 
 def why_not(planner: Planner) -> WhyNot:
-    """Called after a search that found nothing."""
+    """Called after a search that found nothing. Raises `MeshwrightError` where a plan fits after all."""
     problem, found = least_memory(planner)
+    if found is not None and found.missing_bytes(problem) <= 0:
+        raise MeshwrightError(f"nothing was found to fit, yet {found.title} does",
+                              do="This is a bug: please report it with the command.")
     context = round(planner.space.cluster.usable_memory_bytes) - planner.pricer.capacity_bytes
     changes = [] if found is None else [Change(
         f"{found.missing_bytes(problem) / GIB:.2f} GiB more memory per GPU",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -108,20 +108,26 @@ class PlanWriter:
     # -- predictions ------------------------------------------------------------------------------
     def _predicted(self, plan: Plan, evaluation: Evaluation, layers: Sequence[_Layer],
                    ranges: Sequence[Sequence[_Layer]], ask: schema.Ask) -> Predicted:
-        space, cluster, step_ns = self.pricer.space, self.pricer.space.cluster, evaluation.step_ns
+        cluster, step_ns = self.pricer.space.cluster, evaluation.step_ns
         step_s = step_ns / 1e9
-        price = ask.price_usd_per_gpu_hour
+        price, mfu = ask.price_usd_per_gpu_hour, self._mfu(ask.global_batch, step_s)
         return Predicted(
             writer=self.writer, step_time_ns=step_ns,
-            tokens_per_s=ask.global_batch * self.description.seq / step_s, mfu=self._mfu(ask.global_batch, step_s),
+            tokens_per_s=ask.global_batch * self.description.seq / step_s, mfu=mfu if mfu is None or mfu <= 1 else None,
             energy_joules=cluster.power_w * cluster.gpus * step_s if cluster.power_w else None,
             cost_usd=price * cluster.gpus * step_s / 3600 if price is not None else None,
             stages=tuple(self._stage(plan, evaluation, stage, [la for la in layers if la.part % (
                 self.problem.outers[plan.outer].p) == stage]) for stage in range(len(evaluation.costs))),
             layers=tuple(self._range_price(plan, own) for own in ranges),
             reshard_ns=sum(self._resharding(plan)) * self.problem.outers[plan.outer].m,
-            low_confidence=() if space.cluster.device.name == self.pricer.calibration.device else (
-                f"no calibration of {space.cluster.device.name} was fitted",))
+            low_confidence=tuple(self._doubts(mfu)))
+
+    def _doubts(self, mfu: float | None) -> Iterator[str]:
+        device = self.pricer.space.cluster.device.name
+        if device != self.pricer.calibration.device:
+            yield f"no calibration of {device} was fitted"
+        if mfu is not None and mfu > 1:
+            yield f"the model's FLOPs would take {mfu:.0%} of the GPUs' bf16 peak: left out as an MFU"
 
     def _mfu(self, batch: int, step_s: float) -> float | None:
         """FLOPs of the model, half of what causal attention masks left out, over all GPUs' bf16 peak."""
@@ -131,7 +137,7 @@ class PlanWriter:
         peak = self.pricer.space.cluster.device.peak_flops_per_s.get("bfloat16")
         if not peak:
             return None
-        return min(1.0, (flops - masked / 2) * batch / step_s / (peak * self.pricer.space.cluster.gpus))
+        return float((flops - masked / 2) * batch / step_s / (peak * self.pricer.space.cluster.gpus))
 
     def _stage(self, plan: Plan, evaluation: Evaluation, stage: int, own: Sequence[_Layer]) -> StagePrediction:
         outer, costs = self.problem.outers[plan.outer], evaluation.costs[stage]

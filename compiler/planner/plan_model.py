@@ -30,6 +30,10 @@ from .space import Pins, Space
 LARGEST = 1 << 31
 
 
+class NothingToSearchError(InvalidInputError):
+    """No layout divides the GPUs, the batch and the sequence under the pins."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
@@ -125,12 +129,12 @@ class Planner:
         return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
 
     def search(self) -> Searched:
-        """Raises `InvalidInputError` when the pins leave nothing."""
+        """Raises `NothingToSearchError` when the pins leave nothing."""
         if not any(True for _ in self.space.groups()):
-            raise InvalidInputError(self._empty(), do="Change a pin, the batch, or use --pad-batch.")
+            raise NothingToSearchError(self._empty(), do="Change a pin, the batch, or use --pad-batch.")
         found = GroupSearch(self.pricer, mixing=self.request.mixing, within=self.request.within).run()
         if not found.problem.outers:
-            raise InvalidInputError("no schedule is left with these pins and bans")
+            raise NothingToSearchError("no schedule is left with these pins and bans")
         return found
 
     def _empty(self) -> str:
