@@ -69,7 +69,7 @@ class Pins:
         for name in ("tp", "cp", "dp", "pp", "ep", "etp", "interleave", "micro_batches", "micro_batch"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value < 1 << 31):
-                raise InvalidInputError(f"{name} {str(value)[:40]!r}", expected="a whole number of at least 1")
+                raise InvalidInputError(f"{name} {repr(value)[:40]}", expected="a whole number of at least 1")
         if self.zero is not None and self.zero not in (0, 1, 2, 3):
             raise InvalidInputError(f"ZeRO stage {self.zero}", expected="0, 1, 2 or 3")
         if self.recompute is not None and self.recompute not in MODES:
