@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from meshwright.compiler.planner.foreign import (
@@ -94,6 +96,17 @@ def test_megatron() -> None:
         fusion="kernels")
     on = layout.on(1024)
     assert (on.dp, on.zero_shard, on.micro_batches) == (8, 8, 192)
+
+
+@pytest.mark.parametrize("layout", ["E(" + "t" * 15_000 + ")*9999L", "Et*9999" + "|t*9999" * 4, "t" * 30_000])
+def test_a_long_megatron_layout_is_refused_before_it_takes_memory(layout: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInputError, match="over 20000 layers"):
+            read_megatron(f"--pipeline-model-parallel-layout '{layout}'")
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_megatron_layout_and_recomputation() -> None:
