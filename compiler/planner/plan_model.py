@@ -10,11 +10,11 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from ...cost_model.calibration import calibration_for
 from ...cost_model.cluster import Cluster
-from ...cost_model.strategy import Training
+from ...cost_model.strategy import Dispatch, Fusion, Training
 from ...runtime import plan as schema
 from ...runtime.errors import DoesNotFitError, InvalidInputError, UnsupportedError
 from ...runtime.plan_data import Fingerprints
@@ -63,7 +63,9 @@ class Request:
         """Options as on the command line."""
         flags = [("--mixing", self.mixing), ("--pad-batch", self.pad_batch)]
         optimizer = () if self.training.optimizer == "adamw" else (f"--optimizer {self.training.optimizer}",)
-        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer)
+        usual, own = vars(Training()), vars(self.training)
+        training = (f"--training {k}={v}" for k, v in own.items() if k != "optimizer" and v != usual[k])
+        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training)
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,26 @@ def training_from(optimizer: str) -> Training:
     if optimizer not in OPTIMIZER_STATE_BYTES:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZER_STATE_BYTES)
     return Training(optimizer=optimizer)  # type: ignore[arg-type]
+
+
+def training_with(training: Training, word: str) -> Training:
+    """With one `field=value` as `Request.words` writes it. Raises `InvalidInputError`."""
+    name, _, value = word.partition("=")
+    usual = vars(Training()).get(name)
+    try:
+        if isinstance(usual, bool):
+            made: Any = {"True": True, "False": False}[value]
+        elif isinstance(usual, str):
+            made = value
+        else:
+            number = float(value)
+            made = int(number) if isinstance(usual, int) and number.is_integer() else number
+        known = {"fusion": get_args(Fusion), "dispatch": get_args(Dispatch)}.get(name)
+        if usual is None or (known and made not in known) or (name == "software_year" and not 2000 <= made <= 2100):
+            raise ValueError
+        return replace(training, **{name: made})
+    except (ValueError, KeyError):
+        raise InvalidInputError(f"training {word[:60]!r}", expected="field=value as a priced plan has it") from None
 
 
 def refuse_runnable_only() -> None:
