@@ -135,7 +135,30 @@ class Planner:
             raise InvalidInputError("no schedule is left with these pins and bans")
         return found
 
+    def _pin_fault(self) -> str:
+        """The first pin that can't be whatever the others are; empty when there is none."""
+        pins, gpus, product, words = self.request.pins, self.cluster.gpus, 1, list[str]()
+        for name in ("tp", "cp", "dp", "pp"):
+            degree = getattr(pins, name)
+            if degree is None:
+                continue
+            product *= degree
+            words.append(f"{name} {degree}")
+            if product > gpus or gpus % product:
+                return f"{' · '.join(words)} does not divide {gpus} GPUs"
+        for name, count in (("micro_batches", pins.micro_batches), ("dp", pins.dp), ("micro_batch", pins.micro_batch)):
+            if count is not None and self.batch % count:
+                return f"{name.replace('_', '-')} {count} does not divide the batch of {self.batch}"
+        layers = [k for k in self.space.kinds if k.vocabulary is None]
+        refused = [self.space.refusal(k, pins.tp or 1, 1, "ring") for k in layers]
+        if pins.pp is not None and pins.pp > len(self.space.order):
+            return f"pp {pins.pp} for {len(self.space.order)} layers"
+        return refused[0] or "" if refused and all(refused) else ""
+
     def _empty(self) -> str:
+        fault = self._pin_fault()
+        if fault:
+            return f"a pin can't hold: {fault}"
         reasons = [x for x in self.space.left if not x.reason.startswith("pinned")]
         first = "; ".join(f"{x.axis} {x.value}: {x.reason}" for x in reasons[:3])
         return (f"nothing divides {self.cluster.gpus} GPUs and a batch of {self.batch} with these pins"
