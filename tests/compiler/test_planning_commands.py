@@ -138,7 +138,7 @@ def test_fewest_gpus_for_a_target() -> None:
     (("plan", *ASK, "--tp", "2", "--no-tp"), "--no-tp and --tp 2"),
     (("plan", *ASK, "--runnable-only"), "no option is runnable"),
     (("plan", *ASK, "--objective", "speed"), "unknown objective"),
-    (("plan", *ASK, "--dp", "3"), "nothing divides 8 GPUs"),
+    (("plan", *ASK, "--dp", "3"), "dp 3 does not divide 8 GPUs"),
 ])
 def test_mistakes_are_one_line(words: tuple[str, ...], message: str) -> None:
     assert message in refused(*words)
