@@ -23,7 +23,19 @@ Stored = Annotated[bool, typer.Option("--stored", help="Show the file's predicti
                                                       "plan again.")]
 RunCode = Annotated[bool, typer.Option("--run-model-code", help="Import the model where PLAN names it as "
                                                                 "module:callable.")]
-Trace = Annotated[Path | None, typer.Option(help="Also write the pipeline's time line for Chrome and Perfetto.")]
+
+
+def _file(path: Path | None) -> Path | None:
+    """Before anything is priced: whether the file can be there."""
+    from ..runtime.plan import in_a_folder
+
+    if path is not None:
+        in_a_folder(path)
+    return path
+
+
+Trace = Annotated[Path | None, typer.Option(callback=_file,
+                                                help="Also write the pipeline's time line for Chrome and Perfetto.")]
 DOES_NOT_FIT = 3
 
 
@@ -62,7 +74,8 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
         show_value(found.as_dict() if as_json else found)
 
     @app.command()
-    def report(plan: PlanFile, output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")],
+    def report(plan: PlanFile, output: Annotated[Path, typer.Option("--output", "-o", callback=_file,
+                                                                   help="The page to write.")],
                why: Annotated[bool, typer.Option("--why", help="Also search the families that PLAN beat; takes as long "
                                                                "as meshwright why.")] = False,
                trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
@@ -86,7 +99,8 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
 
     @app.command()
     def export(plan: PlanFile, to: Annotated[str, typer.Option(help="torchtitan, megatron, deepspeed or galvatron.")],
-               output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to a file.")] = None,
+               output: Annotated[Path | None, typer.Option("--output", "-o", callback=_file,
+                                                                          help="Write it to a file.")] = None,
                allow_edited: Edited = False, as_json: Json = False) -> None:
         """Write PLAN as another trainer's configuration; what it has no word for is listed on stderr."""
         from ..runtime.plan import write_atomically

@@ -16,8 +16,34 @@ DOES_NOT_FIT = 3
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunCode = Annotated[bool, typer.Option("--run-model-code", help="Import the model where PLAN names it as "
                                                                 "module:callable.")]
-Degree = Annotated[int | None, typer.Option(min=1, help="Pin this axis.")]
-Off = Annotated[bool, typer.Option(help="Leave this axis out.")]
+def _degree(help_text: str) -> Any:
+    return typer.Option(min=1, help=help_text)
+
+
+def _off(name: str, help_text: str) -> Any:
+    return typer.Option(f"--no-{name}", help=help_text)
+
+
+def _file(path: Path | None) -> Path | None:
+    """Before anything is searched: whether the file can be there."""
+    from ..runtime.plan import in_a_folder
+
+    if path is not None:
+        in_a_folder(path)
+    return path
+
+
+Tp = Annotated[int | None, _degree("Tensor parallelism: GPUs that share every matrix product.")]
+Cp = Annotated[int | None, _degree("Context parallelism: GPUs that share every sequence.")]
+Dp = Annotated[int | None, _degree("Data parallelism: replicas, each with samples of its own.")]
+Pp = Annotated[int | None, _degree("Pipeline parallelism: stages, each with layers of its own.")]
+Ep = Annotated[int | None, _degree("Expert parallelism: groups of GPUs that hold different experts; means something in "
+                                   "mixture-of-experts layers only.")]
+Etp = Annotated[int | None, _degree("Expert tensor parallelism: GPUs that share the products of one expert; 1 or tp.")]
+Interleave = Annotated[int | None, _degree("Parts of the model on every pipeline stage (virtual stages): more of them "
+                                           "make the bubble smaller and communication larger.")]
+MicroBatches = Annotated[int | None, _degree("Micro-batches of a step.")]
+MicroBatch = Annotated[int | None, _degree("Samples of one replica's micro-batch.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=(
     "A published model (llama3-8b, deepseek-v3, gpt3-175b, …), a Hugging Face config.json or its directory, or "
     "module:callable that returns (nn.Module, example_inputs)."))]
@@ -25,7 +51,7 @@ Cluster = Annotated[str, typer.Option(help='Nodes x GPUs per node and a device, 
                                            "file (YAML).")]
 Seq = Annotated[int, typer.Option(min=1, help="Tokens per sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples of a step, over all GPUs.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", callback=_file, help="Write the plan.")]
 Ban = Annotated[list[str] | None, typer.Option(help="Leave out hsdp, ring, ulysses, gpipe, interleaved, zb-h1, zero0 "
                                                     "to zero3, selective, full or pipeline-innermost (repeatable).")]
 
@@ -47,15 +73,23 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
              objective: Annotated[str, typer.Option(help="throughput, largest-batch, largest-sequence, fewest-gpus or "
                                                          "energy.")] = "throughput",
              target_tokens_per_s: Annotated[float | None, typer.Option(help="For fewest-gpus.")] = None,
-             tp: Degree = None, cp: Degree = None, dp: Degree = None, pp: Degree = None, ep: Degree = None,
-             etp: Degree = None,
-             zero: Annotated[int | None, typer.Option(min=0, max=3, help="Pin the ZeRO stage.")] = None,
+             tp: Tp = None, cp: Cp = None, dp: Dp = None, pp: Pp = None, ep: Ep = None, etp: Etp = None,
+             zero: Annotated[int | None, typer.Option(min=0, max=3, help=(
+                 "Pin the ZeRO stage: 1 shards the optimizer over data-parallel GPUs, 2 gradients too, 3 parameters "
+                 "too."))] = None,
              recompute: Annotated[str | None, typer.Option(help="Pin recomputation: none, selective or full.")] = None,
              schedule: Annotated[str | None, typer.Option(help="1f1b, gpipe, interleaved or zb-h1.")] = None,
-             interleave: Degree = None, micro_batches: Degree = None, micro_batch: Degree = None,
-             no_tp: Off = False, no_cp: Off = False, no_pp: Off = False, no_ep: Off = False, no_zero: Off = False,
-             no_recompute: Off = False, no_interleave: Off = False, no_hsdp: Off = False, ban: Ban = None,
-             mixing: Annotated[bool, typer.Option(help="Let every layer take its own layout.")] = False,
+             interleave: Interleave = None, micro_batches: MicroBatches = None, micro_batch: MicroBatch = None,
+             no_tp: Annotated[bool, _off("tp", "As --tp 1.")] = False,
+             no_cp: Annotated[bool, _off("cp", "As --cp 1.")] = False,
+             no_pp: Annotated[bool, _off("pp", "As --pp 1.")] = False,
+             no_ep: Annotated[bool, _off("ep", "As --ep 1.")] = False,
+             no_zero: Annotated[bool, _off("zero", "As --zero 0.")] = False,
+             no_recompute: Annotated[bool, _off("recompute", "As --recompute none.")] = False,
+             no_interleave: Annotated[bool, _off("interleave", "As --interleave 1.")] = False,
+             no_hsdp: Annotated[bool, _off("hsdp", "Shard over all data-parallel GPUs or not at all: as --ban hsdp.")]
+             = False, ban: Ban = None,
+             mixing: Annotated[bool, typer.Option("--mixing", help="Let every layer take its own layout.")] = False,
              optimizer: Annotated[str, typer.Option(help="Such as adamw-8bit, sgd-momentum.")] = "adamw",
              imbalance: Annotated[float, typer.Option(help="Rows that experts get, over the mean.")] = 1.0,
              gpu_price: Annotated[float | None, typer.Option(help="USD per GPU and hour.")] = None,
@@ -157,11 +191,11 @@ def _register_price(app: typer.Typer, show_value: Callable[[Any], None],
               global_batch: Annotated[int | None, typer.Option(min=1)] = None,
               layout: Annotated[Path | None, typer.Option("--from", help="A torchtitan TOML, Megatron-LM arguments "
                                                           "(or YAML) or a DeepSpeed JSON.")] = None,
-              tp: Degree = None, cp: Degree = None, pp: Degree = None, ep: Degree = None, etp: Degree = None,
+              tp: Tp = None, cp: Cp = None, pp: Pp = None, ep: Ep = None, etp: Etp = None,
               zero: Annotated[int | None, typer.Option(min=0, max=3)] = None,
               recompute: Annotated[str | None, typer.Option(help="none, selective or full.")] = None,
               schedule: Annotated[str | None, typer.Option(help="1f1b, gpipe, interleaved or zb-h1.")] = None,
-              interleave: Degree = None, micro_batch: Degree = None, output: Output = None,
+              interleave: Interleave = None, micro_batch: MicroBatch = None, output: Output = None,
               as_json: Json = False) -> None:
         """Price your own layout of MODEL, without a search over others. Exit code 3: it does not fit."""
         from .plan_price import price_layout

@@ -79,7 +79,12 @@ def _from_file(path: Path, batch: int, seq: int) -> Loaded:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(f"{path} is no configuration that transformers knows ({first})") from None
-    return _from_config(path.parent.name or path.stem, config, batch, seq)
+    return _from_config(config_name(path), config, batch, seq)
+
+
+def config_name(path: Path) -> str:
+    """What a model of a configuration file is called: the file, or its directory where the file has the usual name."""
+    return path.resolve().parent.name or path.stem if path.name == "config.json" else path.stem
 
 
 def _from_config(name: str, config: Any, batch: int, seq: int) -> Loaded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from .planner.bound import Bound
 from .planner.evaluate import evaluate
 from .planner.group_search import priced_in_full, rebuilt
 from .planner.objectives import OBJECTIVES, best_for
-from .planner.plan_model import Answer, Planner, Request, pins_from, training_from
+from .planner.plan_model import Answer, Planner, Request, pins_from, training_from, training_with
 from .planner.pricing import RELAXED, Relaxed
 from .planner.prove import Proof, prove
 from .planner.relocate import relocated
@@ -303,7 +304,7 @@ def request_of(ask: Ask) -> Request:
     pins: dict[str, Any] = {}
     banned: list[str] = []
     mixing = pad = False
-    optimizer = "adamw"
+    optimizer, training = "adamw", list[str]()
     for word in ask.options:
         name, _, value = word.removeprefix("--").partition(" ")
         name = name.replace("-", "_")
@@ -315,7 +316,10 @@ def request_of(ask: Ask) -> Request:
             pad = True
         elif name == "optimizer":
             optimizer = value
+        elif name == "training":
+            training.append(value)
         else:
             pins[name] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
     return Request(ask.model, ask.cluster, ask.seq, ask.global_batch, pins_from({**pins, "banned": banned}),
-                   training_from(optimizer), mixing, ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective)
+                   reduce(training_with, training, training_from(optimizer)), mixing,
+                   ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..runtime.plan import Plan
 from ..runtime.plan_predictions import TupleResult
-from ..runtime.plan_table import GIB, beaten_by, duration, footnotes, headline, keys, layer_groups, missing
+from ..runtime.plan_table import GIB, beaten_by, duration, energy, footnotes, headline, keys, layer_groups, missing
 from .plan_charts import memory_chart, search_chart, time_chart, timeline_charts
 from .plan_files import Shown
 
@@ -62,7 +62,7 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
         tokens = plan.ask.global_batch * plan.ask.seq
         cards.append(("cost", f"{p.cost_usd / tokens * 1e6:.3g} USD", "per million tokens"))
     if p.energy_joules is not None:
-        cards.append(("energy", f"{p.energy_joules / 1e3:,.3g} kJ", "per step"))
+        cards.append(("energy", energy(p.energy_joules), "per step: rated power × time"))
     return cards
 
 

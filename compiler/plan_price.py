@@ -9,11 +9,12 @@ from typing import Any
 
 from ..cost_model.cluster import ClusterError
 from ..cost_model.model import LayerKind
-from ..cost_model.strategy import LayerStrategy, StrategyError
+from ..cost_model.strategy import LayerStrategy, StrategyError, Training
 from ..runtime.errors import InvalidInputError
 from ..runtime.plan import Plan as PlanFile
 from .planner.evaluate import evaluate
 from .planner.foreign import Layout, read_foreign
+from .planner.foreign_training import training_of
 from .planner.group_search import GroupSearch, Searched, Tuple
 from .planner.plan_model import Planner, Request
 from .planner.pricing import Choice, GroupTables
@@ -27,35 +28,38 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Priced:
-    """A priced layout. `ignored`: settings of the file that mean nothing here."""
+    """A priced layout. `not_priced`: settings of the file that have no price of their own here."""
 
     plan: PlanFile
-    ignored: tuple[str, ...] = ()
+    not_priced: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         p = self.plan.predicted
         return {"fits": p.fits, "title": self.plan.title, "step_time_s": p.step_time_s, "tokens_per_s": p.tokens_per_s,
-                "mfu": p.mfu, "missing_bytes": [s.missing_bytes for s in p.stages], "ignored": list(self.ignored),
+                "mfu": p.mfu, "missing_bytes": [s.missing_bytes for s in p.stages], "not_priced": list(self.not_priced),
                 "plan": self.plan.model_dump(mode="json")}
 
     def __rich__(self) -> Any:
         from rich.console import Group as Rows
         from rich.text import Text
 
-        return Rows(self.plan.table(), *([Text(f"not priced: {', '.join(self.ignored)}")] if self.ignored else []))
+        return Rows(self.plan.table(), *(Text(f"not priced: {what}") for what in self.not_priced))
 
 
 def price_layout(model: str, cluster: str, seq: int | None, global_batch: int | None, path: Path | None,
                  given: dict[str, Any]) -> Priced:
     """Price the layout in a file, changed by what is given. Raises `InvalidInputError` where it can't be."""
     layout = _layout(path, given)
-    request = Request(model, cluster, seq or layout.seq or 4096, global_batch or layout.global_batch or 256)
+    training, not_priced = training_of(layout) if path is not None else (Training(), ())
+    request = Request(model, cluster, seq or layout.seq or 4096, global_batch or layout.global_batch or 256,
+                      training=training)
     planner = Planner(request)
     layout = replace(layout, global_batch=request.global_batch, seq=request.seq).on(planner.cluster.gpus)
+    layout = _chunked(planner, layout)
     assert layout.dp is not None and layout.micro_batches is not None
     plan, searched = fixed(planner, layout)
-    return Priced(planner.writer(searched).write(plan, planner.ask(), planner.batch, certified=False), layout.ignored)
+    return Priced(planner.writer(searched).write(plan, planner.ask(), planner.batch, certified=False), not_priced)
 
 
 def fixed(planner: Planner, layout: Layout) -> tuple[Plan, Searched]:
@@ -114,6 +118,10 @@ def _layout(path: Path | None, given: dict[str, Any]) -> Layout:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInputError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     names = {"interleave": "chunks"}
+    if given.get("tp") is not None and layout.tp == 1:
+        layout = replace(layout, sequence_parallel=True)  # the file had none to switch off
+    if given.get("interleave") is not None:
+        layout = replace(layout, blocks_per_part=None)
     changed = {names.get(k, k): v for k, v in given.items() if v is not None}
     if changed.get("cp", 1) > 1 and layout.cp_kind == "none":
         changed["cp_kind"] = "ring"
@@ -122,6 +130,24 @@ def _layout(path: Path | None, given: dict[str, Any]) -> Layout:
     if changed.get("recompute") not in (None, "none", "selective", "full"):
         raise InvalidInputError(f"recomputation {changed['recompute']!r}", expected="none, selective or full")
     return replace(layout, **changed)
+
+
+def _chunked(planner: Planner, layout: Layout) -> Layout:
+    """With chunks and schedule as they follow from the blocks of a part. Raises `InvalidInputError`."""
+    per_part = layout.blocks_per_part
+    if per_part is None or layout.parts is not None:
+        return layout
+    blocks = sum(planner.space.kinds[k].vocabulary is None for k in planner.space.order)
+    counted = blocks + 2 * (layout.source == "torchtitan")  # it counts embedding and head as a layer each
+    parts, over = -(-counted // per_part), counted % per_part
+    if (over and layout.source != "torchtitan") or parts % layout.pp:
+        raise InvalidInputError(f"parts of {per_part} layers in {counted} layers and {layout.pp} stages",
+                                expected="a whole number of parts for every stage")
+    chunks = parts // layout.pp
+    if chunks > 1 and layout.schedule != "interleaved":
+        raise InvalidInputError(f"schedule {layout.schedule} with {chunks} parts for each stage",
+                                expected=f"one part of {counted // layout.pp} layers, or an interleaved schedule")
+    return replace(layout, chunks=chunks, schedule=layout.schedule if chunks > 1 else "1f1b")
 
 
 def _experts_refusal(kind: LayerKind, layout: Layout) -> str | None:
@@ -155,6 +181,9 @@ def _ends(planner: Planner, layout: Layout) -> tuple[int, ...]:
         counts = [rest // inner + (i < rest % inner) for i in range(inner)] if inner else []
         counts = [*([layout.first_blocks] if layout.first_blocks is not None else []), *counts,
                   *([layout.last_blocks] if layout.last_blocks is not None else [])]
+    elif layout.source == "torchtitan" and parts > 1:  # shares out embedding and head as layers
+        every = len(blocks) + 2
+        counts = [every // parts + (i < every % parts) - (i in (0, parts - 1)) for i in range(parts)]
     else:
         counts = [len(blocks) // parts + (i < len(blocks) % parts) for i in range(parts)]
     if sum(counts) != len(blocks) or len(counts) != parts:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_LISTED = 60
+
 
 class MeshwrightError(Exception):
     """Base of all errors of this package: catching it catches every one of them."""
@@ -23,7 +25,8 @@ class InvalidInputError(MeshwrightError, ValueError):
 
 
 class UnknownNameError(InvalidInputError):
-    """A name that is not in a known set (pass, target, option); carries the nearest known name."""
+    """A name that is not in a known set (pass, target, option); carries the nearest known name. Of a large set the
+    message names the three nearest."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         self.name = str(name)
@@ -31,6 +34,10 @@ class UnknownNameError(InvalidInputError):
         self.nearest = nearest_name(self.name, self.known)
         hint = f"did you mean {self.nearest!r}?" if self.nearest else ""
         expected = f"one of {', '.join(self.known)}" if self.known else "nothing: there is none"
+        if len(self.known) > MOST_LISTED:
+            near = nearest_names(self.name, self.known, 3)
+            expected = (f"one of {len(self.known)} names, the nearest of which are {', '.join(near)}" if near else
+                        f"one of {len(self.known)} names, of which none is close")
         super().__init__(f"unknown {kind} {self.name!r}", expected=expected, do=hint)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -83,9 +90,13 @@ class MeshwrightWarning(UserWarning):
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when nothing is close."""
+    return next(iter(nearest_names(name, known, 1)), None)
+
+
+def nearest_names(name: str, known: Iterable[str], most: int) -> list[str]:
+    """Up to `most` known names that are like `name`, the most alike first."""
     by_lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
-    return by_lower[close[0]] if close else None
+    return [by_lower[k] for k in difflib.get_close_matches(name.lower(), list(by_lower), n=most, cutoff=0.5)]
 
 
 def _sentence(given: str, expected: str, do: str) -> str:

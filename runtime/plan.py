@@ -221,9 +221,10 @@ def checksums(sections: dict[str, Any]) -> dict[str, str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """All of the file or none of it: written beside it, then renamed. Raises `InvalidInputError`."""
+    """All of the file or none of it: written beside it, then renamed; folders are not made. Raises
+    `InvalidInputError`."""
+    in_a_folder(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".meshwright-", dir=path.parent) as folder:
             work = Path(folder) / "new"  # made by open(), so that the usual permissions hold
             with work.open("w", encoding="utf-8") as file:
@@ -233,6 +234,14 @@ def write_atomically(path: Path, text: str) -> None:
             os.replace(work, path)
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def in_a_folder(path: Path) -> None:
+    """Raises `InvalidInputError` where a file of that name has no folder to be in, or is one."""
+    if not os.path.isdir(path.parent):  # False, unlike is_dir, where the name itself is impossible
+        raise InvalidInputError(f"{path} can't be written: there is no folder {path.parent}", do="Make it first.")
+    if os.path.isdir(path):
+        raise InvalidInputError(f"{path} can't be written: it is a folder", expected="a file name")
 
 
 def _check_version(data: dict[str, Any], what: str) -> None:

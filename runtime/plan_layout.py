@@ -128,10 +128,11 @@ class Schedule(PlanData):
     @property
     def title(self) -> str:
         """`pp 4 × 2 chunks interleaved, 32 micro-batches`."""
+        batches = f"{self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
         if self.stages == 1:
-            return f"pp 1, {self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
+            return f"pp 1, {batches}"
         interleave = f" × {self.chunks} chunks" if self.chunks > 1 else ""
-        return f"pp {self.stages}{interleave} {self.name}, {self.micro_batches} micro-batches"
+        return f"pp {self.stages}{interleave} {self.name}, {batches}"
 
 
 class Mesh(PlanData):

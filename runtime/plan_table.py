@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 MAX_STAGES_SHOWN = 16
 TIGHT_BYTES = 2 * GIB  # with less free, a peak that is a little higher than predicted does not fit
+HEADERS = {"communication": "comm. buffers"}  # so that no header breaks within a word
 
 
 def plan_table(plan: Plan) -> Group:
@@ -48,7 +49,7 @@ def headline(plan: Plan) -> list[str]:
         band = p.error_band
         low, high = p.step_time_s * (1 - band.low), p.step_time_s * (1 + band.high)
         lines.append(f"error band: {duration(low)} to {duration(high)} per step ({band.source})")
-    money = [f"{p.energy_joules / 1e3:.3g} kJ" if p.energy_joules is not None else "",
+    money = [f"{energy(p.energy_joules)} (rated power × time)" if p.energy_joules is not None else "",
              f"{p.cost_usd:.4g} USD" if p.cost_usd is not None else ""]
     if any(money):
         lines.append(f"a step takes {' and '.join(m for m in money if m)}")
@@ -167,7 +168,7 @@ def memory_table(plan: Plan) -> Table:
     stages = plan.predicted.stages
     names = keys(s.memory_bytes for s in stages)
     table = _table("memory by stage at its peak, GiB per GPU (predicted)", ("stage",),
-                   (*names, "total", "limit", "free"), ())
+                   (*(HEADERS.get(n, n) for n in names), "total", "limit", "free"), ())
     _rows(table, len(stages), lambda i: [*(f"{stages[i].memory_bytes.get(n, 0) / GIB:.2f}" for n in names),
                                          f"{stages[i].peak_bytes / GIB:.2f}", f"{stages[i].limit_bytes / GIB:.2f}",
                                          f"{(stages[i].limit_bytes - stages[i].peak_bytes) / GIB:.2f}"],
@@ -194,6 +195,12 @@ def beaten_by(plan: Plan, b: Beaten) -> tuple[str, str]:
 def keys(tables: Iterable[dict[Name, int]]) -> list[str]:
     """The names that have a value in any of the tables, in the order of their first appearance."""
     return list(dict.fromkeys(k for table in tables for k, v in table.items() if v))
+
+
+def energy(joules: float) -> str:
+    """`12.3 kJ` or `1.23 MJ`."""
+    size, unit = next((s, u) for s, u in ((1e6, "MJ"), (1e3, "kJ"), (1.0, "J")) if joules >= s or s == 1.0)
+    return f"{joules / size:.3g} {unit}"
 
 
 def duration(seconds: float) -> str:

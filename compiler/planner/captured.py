@@ -16,6 +16,7 @@ from typing import Any
 from ...cost_model.model import LayerKind, ModelDescription, interpolated, model_from_json
 from ...runtime import cache
 from ...runtime.errors import MeshwrightError
+from ..models import config_name
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("torch", "transformers")
@@ -79,7 +80,7 @@ def _key(spec: str, seq: int, samples: int, dtype: str, imbalance: float) -> str
             content = (path / "config.json" if path.is_dir() else path).read_text()
         except OSError:
             return None
-        content += "\0" + (path.resolve().name if path.is_dir() else path.resolve().parent.name)
+        content += "\0" + config_name(path / "config.json" if path.is_dir() else path)
     elif ":" in spec:
         return None
     return cache.key_of("model description", content, str(seq), str(samples), dtype, repr(imbalance), _code())

@@ -38,7 +38,8 @@ class Layout:
 
     `dp_shard`: ranks of data parallelism that share one copy where the file says so (torchtitan); `instances`: copies
     of sharded states (Megatron). `micro_batch`: samples of one replica. `recompute_blocks`: how many blocks at the
-    start of every part recompute (None: all). `parts`: contents of every part in model order; `blocks_per_part` where
+    start of every part recompute (None: all). `overlap_gradients`, `overlap_parameters`: whether their reduction and
+    gathering run beside computation. `parts`: contents of every part in model order; `blocks_per_part` where
     the file only counts. `seq`, `global_batch`, `optimizer`, `recipe` ("bf16", "fp8-…") as in a plan. `ignored`: keys
     that were read and mean nothing here. `ep` and `etp` mean nothing for a model without experts.
     """
@@ -74,6 +75,9 @@ class Layout:
     optimizer: str | None = None
     fusion: Literal["none", "kernels", "compiled"] | None = None
     async_tp: bool = False
+    flash_attention: bool = True
+    overlap_gradients: bool = True
+    overlap_parameters: bool = True
     ignored: tuple[str, ...] = ()
 
     def on(self, gpus: int) -> Layout:
@@ -117,9 +121,14 @@ def read_torchtitan(text: str) -> Layout:
 
 def read_megatron(text: str) -> Layout:
     """The layout in Megatron-LM's arguments. Raises `InvalidInputError`, one line."""
-    from .foreign_megatron import read
+    from .foreign_megatron import WHAT, arguments, read
 
-    return read(text)
+    keys = Keys(WHAT, arguments(text))
+    layout, always = read(text), keys.flag("use-torch-fsdp2", False)
+    backend = "unfused" if keys.flag("use-local-attention", False) else keys.text("attention-backend", "auto")
+    overlaps = [always or keys.flag(name, False) for name in ("overlap-grad-reduce", "overlap-param-gather")]
+    return replace(layout, flash_attention=backend not in ("unfused", "local"), overlap_gradients=overlaps[0],
+                   overlap_parameters=overlaps[1], ignored=tuple(k for k in layout.ignored if k not in keys.asked))
 
 
 def read_deepspeed(text: str) -> Layout:

@@ -7,6 +7,7 @@ always sequence-parallel. Without experts' parallelism experts are split as tp s
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from typing import Any
@@ -51,7 +52,16 @@ def read(text: str) -> Layout:
         optimizer=(keys.text("optimizer.name", "AdamW") or "AdamW").lower(),
         fusion="compiled" if compiled else "none",
         async_tp=keys.flag("parallelism.enable_async_tensor_parallel", False) and compiled and tp > 1,
-        ignored=keys.left("parallelism", "activation_checkpoint", "quantize"))
+        ignored=_left(keys))
+
+
+def _left(keys: Keys) -> tuple[str, ...]:
+    """What was not read; what looks like a known key with a slip says so."""
+    found = []
+    for key in keys.left("parallelism", "activation_checkpoint", "quantize"):
+        meant = difflib.get_close_matches(key, sorted(keys.asked), n=1, cutoff=0.9)
+        found.append(f"{key[:120]} (unknown; did you mean {meant[0]}?)" if meant else key[:120])
+    return tuple(found)
 
 
 def _toml(text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from ...runtime import torch_compat
 from ...runtime.errors import InvalidInputError, UnknownNameError
-from ..models import PRESETS
+from ..models import PRESETS, config_name
 from .experts import one_expert_each, price_experts
 from .model_presets import MODEL_PRESETS
 
@@ -55,9 +55,8 @@ def build(spec: str, *, seq: int, micro_batch: int, dtype: str = "bfloat16", imb
     if spec in MODEL_PRESETS or spec in PRESETS:
         built = _preset(spec, seq, micro_batch, DTYPES[dtype])
     elif path.is_dir() or path.suffix == ".json":
-        config = _config_file(path / "config.json" if path.is_dir() else path)
-        built = _from_config(path.resolve().name if path.is_dir() else path.resolve().parent.name, config, seq,
-                             micro_batch, DTYPES[dtype])
+        file = path / "config.json" if path.is_dir() else path
+        built = _from_config(config_name(file), _config_file(file), seq, micro_batch, DTYPES[dtype])
     elif ":" in spec:
         built = _from_callable(spec, seq, micro_batch)
     else:
@@ -109,7 +108,7 @@ def _config(data: Mapping[str, Any], name: str) -> Any:
     try:
         return transformers.AutoConfig.for_model(**data)
     except Exception as error:
-        reason = _first_line(error)
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise InvalidInputError(f"{name} is no configuration that transformers accepts ({reason})") from None
 
 

@@ -10,11 +10,11 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from ...cost_model.calibration import calibration_for
 from ...cost_model.cluster import Cluster
-from ...cost_model.strategy import Training
+from ...cost_model.strategy import Dispatch, Fusion, Training
 from ...runtime import plan as schema
 from ...runtime.errors import DoesNotFitError, InvalidInputError, UnsupportedError
 from ...runtime.plan_data import Fingerprints
@@ -67,7 +67,9 @@ class Request:
         """Options as on the command line."""
         flags = [("--mixing", self.mixing), ("--pad-batch", self.pad_batch)]
         optimizer = () if self.training.optimizer == "adamw" else (f"--optimizer {self.training.optimizer}",)
-        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer)
+        usual, own = vars(Training()), vars(self.training)
+        training = (f"--training {k}={v}" for k, v in own.items() if k != "optimizer" and v != usual[k])
+        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,30 @@ class Planner:
             raise NothingToSearchError("no schedule is left with these pins and bans")
         return found
 
+    def _pin_fault(self) -> str:
+        """The first pin that can't be whatever the others are; empty when there is none."""
+        pins, gpus, product, words = self.request.pins, self.cluster.gpus, 1, list[str]()
+        for name in ("tp", "cp", "dp", "pp"):
+            degree = getattr(pins, name)
+            if degree is None:
+                continue
+            product *= degree
+            words.append(f"{name} {degree}")
+            if product > gpus or gpus % product:
+                return f"{' · '.join(words)} does not divide {gpus} GPUs"
+        for name, count in (("micro_batches", pins.micro_batches), ("dp", pins.dp), ("micro_batch", pins.micro_batch)):
+            if count is not None and self.batch % count:
+                return f"{name.replace('_', '-')} {count} does not divide the batch of {self.batch}"
+        layers = [k for k in self.space.kinds if k.vocabulary is None]
+        refused = [self.space.refusal(k, pins.tp or 1, 1, "ring") for k in layers]
+        if pins.pp is not None and pins.pp > len(self.space.order):
+            return f"pp {pins.pp} for {len(self.space.order)} layers"
+        return refused[0] or "" if refused and all(refused) else ""
+
     def _empty(self) -> str:
+        fault = self._pin_fault()
+        if fault:
+            return f"a pin can't hold: {fault}"
         reasons = [x for x in self.space.left if not x.reason.startswith("pinned")]
         first = "; ".join(f"{x.axis} {x.value}: {x.reason}" for x in reasons[:3])
         return (f"nothing divides {self.cluster.gpus} GPUs and a batch of {self.batch} with these pins"
@@ -231,6 +256,26 @@ def training_from(optimizer: str) -> Training:
     if optimizer not in OPTIMIZER_STATE_BYTES:
         raise UnknownNameError("optimizer", optimizer, OPTIMIZER_STATE_BYTES)
     return Training(optimizer=optimizer)  # type: ignore[arg-type]
+
+
+def training_with(training: Training, word: str) -> Training:
+    """With one `field=value` as `Request.words` writes it. Raises `InvalidInputError`."""
+    name, _, value = word.partition("=")
+    usual = vars(Training()).get(name)
+    try:
+        if isinstance(usual, bool):
+            made: Any = {"True": True, "False": False}[value]
+        elif isinstance(usual, str):
+            made = value
+        else:
+            number = float(value)
+            made = int(number) if isinstance(usual, int) and number.is_integer() else number
+        known = {"fusion": get_args(Fusion), "dispatch": get_args(Dispatch)}.get(name)
+        if usual is None or (known and made not in known) or (name == "software_year" and not 2000 <= made <= 2100):
+            raise ValueError
+        return replace(training, **{name: made})
+    except (ValueError, KeyError):
+        raise InvalidInputError(f"training {word[:60]!r}", expected="field=value as a priced plan has it") from None
 
 
 def refuse_runnable_only() -> None:

@@ -63,6 +63,7 @@ def test_diff(run: Run, saved: Path) -> None:
 
 
 def test_report(run: Run, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
     code, out, err = run("report", saved, "-o", tmp_path / "new" / "plan.html", "--json")
     text = (tmp_path / "new" / "plan.html").read_text()
     assert (code, err) == (0, "") and text.lstrip().startswith("<!doctype html>") and text.rstrip().endswith("</html>")

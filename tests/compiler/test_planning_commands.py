@@ -138,7 +138,26 @@ def test_fewest_gpus_for_a_target() -> None:
     (("plan", *ASK, "--tp", "2", "--no-tp"), "--no-tp and --tp 2"),
     (("plan", *ASK, "--runnable-only"), "no option is runnable"),
     (("plan", *ASK, "--objective", "speed"), "unknown objective"),
-    (("plan", *ASK, "--dp", "3"), "nothing divides 8 GPUs"),
+    (("plan", *ASK, "--dp", "3"), "dp 3 does not divide 8 GPUs"),
 ])
 def test_mistakes_are_one_line(words: tuple[str, ...], message: str) -> None:
     assert message in refused(*words)
+
+
+def test_a_pin_that_can_not_be_is_the_reason() -> None:
+    for words, reason in ((("--tp", "3"), "tp 3 does not divide 8 GPUs"),
+                          (("--tp", "128"), "tp 128 does not divide 8 GPUs"),
+                          (("--tp", "4", "--pp", "4"), "tp 4 · pp 4 does not divide 8 GPUs"),
+                          (("--micro-batches", "3"), "micro-batches 3 does not divide the batch of 32")):
+        assert f"a pin can't hold: {reason}" in str(run("plan", *ASK, *words).exception)
+
+
+def test_a_file_needs_its_folder_before_anything_is_searched(tmp_path: Path) -> None:
+    assert "there is no folder" in refused("plan", *ASK, "-o", str(tmp_path / "no" / "p.json"))
+    assert not (tmp_path / "no").exists()
+    assert "it is a folder" in refused("price", *ASK, "-o", str(tmp_path))
+
+
+def test_flags_have_no_double_negation() -> None:
+    text = run("plan", "--help").stdout
+    assert "--no-no" not in text and "--no-tp" in text and "Expert parallelism" in " ".join(text.split())

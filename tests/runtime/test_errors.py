@@ -27,3 +27,10 @@ def test_nothing_near() -> None:
 def test_unknown_name_survives_copying() -> None:
     error = UnknownNameError("C++ target", "sm_8", ["sm_80"])
     assert str(copy.copy(error)) == str(error)
+
+
+def test_of_many_names_the_three_nearest_are_said() -> None:
+    known = [f"model-{i}" for i in range(600)]
+    text = str(UnknownNameError("model type", "modle-42", known))
+    assert text.count("model-") == 4 and "one of 600 names" in text and text.endswith("did you mean 'model-42'?")
+    assert "of which none is close" in str(UnknownNameError("model type", "zzz", known))

@@ -42,6 +42,9 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> str:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="there is no folder"):  # a slip in a path makes no folders
+        MADE.save(tmp_path / "new" / "plan.json")
+    (tmp_path / "new").mkdir()
     MADE.save(tmp_path / "new" / "plan.json")
     assert Plan.load(tmp_path / "new" / "plan.json") == MADE
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["plan.json"]

@@ -63,6 +63,12 @@ def test_torchtitan() -> None:
     assert (on.dp, on.zero_shard, on.micro_batches) == (8, 8, 32)
 
 
+def test_torchtitan_names_a_key_with_a_slip() -> None:
+    layout = read_torchtitan("[parallelism]\ntensor_paralel_degree = 4\nmodule_order = 1\n")
+    assert layout.ignored == ("parallelism.module_order", "parallelism.tensor_paralel_degree (unknown; did you mean "
+                              "parallelism.tensor_parallel_degree?)")
+
+
 def test_torchtitan_says_little() -> None:
     layout = read_torchtitan('[activation_checkpoint]\nmode = "none"\n').on(16)
     assert (layout.dp, layout.zero, layout.zero_shard, layout.micro_batch, layout.global_batch) == (16, 3, 16, 8, 128)
@@ -93,7 +99,7 @@ def test_megatron() -> None:
     assert layout == Layout(
         "megatron", tp=8, sequence_parallel=True, etp=8, zero=1, pp=16, schedule="interleaved", micro_batch=1,
         global_batch=1536, seq=2048, blocks_per_part=3, recipe="bf16", gradient_dtype="float32", optimizer="adamw",
-        fusion="kernels")
+        fusion="kernels", overlap_gradients=False, overlap_parameters=False)
     on = layout.on(1024)
     assert (on.dp, on.zero_shard, on.micro_batches) == (8, 8, 192)
 

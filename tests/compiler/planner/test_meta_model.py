@@ -66,6 +66,8 @@ def test_a_configuration_file(tmp_path: Path) -> None:
     for spec in (tmp_path, tmp_path / "config.json"):
         model = capture_model(str(spec), seq=16)
         assert model.name == tmp_path.name and model.count(1) == 2
+    (tmp_path / "mine.json").write_text(json.dumps(CONFIG))
+    assert capture_model(str(tmp_path / "mine.json"), seq=16).name == "mine"
     assert capture_model(str(tmp_path), seq=16, dtype="float32").kinds[1].parameters[0].dtype == "float32"
 
 
