@@ -80,7 +80,7 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
                                                                "as meshwright why.")] = False,
                trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
                run_model_code: RunCode = False, as_json: Json = False) -> None:
-        """Write PLAN, priced again, as one HTML page that opens offline: pipeline, memory, costs, search, strategies."""
+        """Write PLAN, priced again, as one HTML page that opens offline: pipeline, memory, costs, search."""
         from ..runtime.plan import write_atomically
         from .plan_page import plan_page
 
