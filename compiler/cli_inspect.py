@@ -36,6 +36,8 @@ def _file(path: Path | None) -> Path | None:
 
 Trace = Annotated[Path | None, typer.Option(callback=_file,
                                                 help="Also write the pipeline's time line for Chrome and Perfetto.")]
+Page = Annotated[Path, typer.Option("--output", "-o", callback=_file, help="The page to write.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", callback=_file, help="Write it to a file.")]
 DOES_NOT_FIT = 3
 
 
@@ -74,8 +76,7 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
         show_value(found.as_dict() if as_json else found)
 
     @app.command()
-    def report(plan: PlanFile, output: Annotated[Path, typer.Option("--output", "-o", callback=_file,
-                                                                   help="The page to write.")],
+    def report(plan: PlanFile, output: Page,
                why: Annotated[bool, typer.Option("--why", help="Also search the families that PLAN beat; takes as long "
                                                                "as meshwright why.")] = False,
                trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
@@ -98,8 +99,7 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
 
     @app.command()
     def export(plan: PlanFile, to: Annotated[str, typer.Option(help="torchtitan, megatron, deepspeed or galvatron.")],
-               output: Annotated[Path | None, typer.Option("--output", "-o", callback=_file,
-                                                                          help="Write it to a file.")] = None,
+               output: Output = None,
                allow_edited: Edited = False, as_json: Json = False) -> None:
         """Write PLAN as another trainer's configuration; what it has no word for is listed on stderr."""
         from ..runtime.plan import write_atomically

@@ -42,6 +42,16 @@ Ep = Annotated[int | None, _degree("Expert parallelism: groups of GPUs that hold
 Etp = Annotated[int | None, _degree("Expert tensor parallelism: GPUs that share the products of one expert; 1 or tp.")]
 Interleave = Annotated[int | None, _degree("Parts of the model on every pipeline stage (virtual stages): more of them "
                                            "make the bubble smaller and communication larger.")]
+Zero = Annotated[int | None, typer.Option(min=0, max=3, help=(
+    "Pin the ZeRO stage: 1 shards the optimizer over data-parallel GPUs, 2 gradients too, 3 parameters too."))]
+NoTp = Annotated[bool, _off("tp", "As --tp 1.")]
+NoCp = Annotated[bool, _off("cp", "As --cp 1.")]
+NoPp = Annotated[bool, _off("pp", "As --pp 1.")]
+NoEp = Annotated[bool, _off("ep", "As --ep 1.")]
+NoZero = Annotated[bool, _off("zero", "As --zero 0.")]
+NoRecompute = Annotated[bool, _off("recompute", "As --recompute none.")]
+NoInterleave = Annotated[bool, _off("interleave", "As --interleave 1.")]
+NoHsdp = Annotated[bool, _off("hsdp", "Shard over all data-parallel GPUs or not at all: as --ban hsdp.")]
 MicroBatches = Annotated[int | None, _degree("Micro-batches of a step.")]
 MicroBatch = Annotated[int | None, _degree("Samples of one replica's micro-batch.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=(
@@ -74,21 +84,13 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
                                                          "energy.")] = "throughput",
              target_tokens_per_s: Annotated[float | None, typer.Option(help="For fewest-gpus.")] = None,
              tp: Tp = None, cp: Cp = None, dp: Dp = None, pp: Pp = None, ep: Ep = None, etp: Etp = None,
-             zero: Annotated[int | None, typer.Option(min=0, max=3, help=(
-                 "Pin the ZeRO stage: 1 shards the optimizer over data-parallel GPUs, 2 gradients too, 3 parameters "
-                 "too."))] = None,
+             zero: Zero = None,
              recompute: Annotated[str | None, typer.Option(help="Pin recomputation: none, selective or full.")] = None,
              schedule: Annotated[str | None, typer.Option(help="1f1b, gpipe, interleaved or zb-h1.")] = None,
              interleave: Interleave = None, micro_batches: MicroBatches = None, micro_batch: MicroBatch = None,
-             no_tp: Annotated[bool, _off("tp", "As --tp 1.")] = False,
-             no_cp: Annotated[bool, _off("cp", "As --cp 1.")] = False,
-             no_pp: Annotated[bool, _off("pp", "As --pp 1.")] = False,
-             no_ep: Annotated[bool, _off("ep", "As --ep 1.")] = False,
-             no_zero: Annotated[bool, _off("zero", "As --zero 0.")] = False,
-             no_recompute: Annotated[bool, _off("recompute", "As --recompute none.")] = False,
-             no_interleave: Annotated[bool, _off("interleave", "As --interleave 1.")] = False,
-             no_hsdp: Annotated[bool, _off("hsdp", "Shard over all data-parallel GPUs or not at all: as --ban hsdp.")]
-             = False, ban: Ban = None,
+             no_tp: NoTp = False, no_cp: NoCp = False, no_pp: NoPp = False, no_ep: NoEp = False,
+             no_zero: NoZero = False, no_recompute: NoRecompute = False, no_interleave: NoInterleave = False,
+             no_hsdp: NoHsdp = False, ban: Ban = None,
              mixing: Annotated[bool, typer.Option("--mixing", help="Let every layer take its own layout.")] = False,
              optimizer: Annotated[str, typer.Option(help="Such as adamw-8bit, sgd-momentum.")] = "adamw",
              imbalance: Annotated[float, typer.Option(help="Rows that experts get, over the mean.")] = 1.0,
