@@ -108,7 +108,7 @@ def _graph(run: Run, prefix: str) -> KernelGraph:
 def holds_for(traced: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> bool:
     """Whether inputs of these sizes meet what symbolic tracing took for granted (of a size of 1, that it stays 1)."""
     values = [n.meta["val"] for n in traced.graph.find_nodes(op="placeholder")]
-    return bool(traced.shape_env.evaluate_guards_for_args(values, inputs))
+    return bool(traced.shape_env.evaluate_guards_for_args(values, inputs, ignore_static=False))
 
 
 def _compare(run: Run, graph: KernelGraph, kernels: dict) -> str | None:
