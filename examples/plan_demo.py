@@ -32,6 +32,7 @@ def show_plan(console: Console, model: str = MODEL, cluster: str = CLUSTER) -> P
     plan = mw.plan(model, cluster=cluster, seq=SEQ, global_batch=GLOBAL_BATCH)
     console.print(f"  {time.perf_counter() - start:.1f} s, capture included; all numbers are predictions\n")
     console.print(plan.table())
+    FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / "plan.json"
     plan.save(path)
     page = FOLDER / "plan.html"
