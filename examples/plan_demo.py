@@ -20,6 +20,7 @@ from rich.console import Console
 import meshwright as mw
 from meshwright.compiler.plan_files import Shown
 from meshwright.compiler.plan_page import plan_page
+from meshwright.runtime.plan import write_atomically
 
 FOLDER = Path("dump") / "demo"
 MODEL, CLUSTER, SEQ, GLOBAL_BATCH = "llama3-8b", "8x8 h100-sxm", 8192, 1024
@@ -36,7 +37,7 @@ def show_plan(console: Console, model: str = MODEL, cluster: str = CLUSTER) -> P
     path = FOLDER / "plan.json"
     plan.save(path)
     page = FOLDER / "plan.html"
-    page.write_text(plan_page(Shown(str(path), plan)), encoding="utf-8")
+    write_atomically(page, plan_page(Shown(str(path), plan)))
     console.print(f"\n{path}: the plan; {page}: pipeline, memory, costs and search on one page, opens offline")
     return page
 

@@ -176,14 +176,6 @@ def memory_table(plan: Plan) -> Table:
     return table
 
 
-def beaten_table(plan: Plan) -> Table:
-    """`why`: the best plan of each family that this one beat."""
-    table = _table("beaten", ("family", "plan"), ("step", "slower by"), ("held back by",))
-    for b in plan.beaten:
-        table.add_row(*map(_text, (b.family, b.title, *beaten_by(plan, b), b.binding)))
-    return table
-
-
 def beaten_by(plan: Plan, b: Beaten) -> tuple[str, str]:
     """(step time, by how much it is slower) of a beaten plan, in words."""
     if b.step_time_ns is None:
