@@ -16,6 +16,7 @@ import typer
 from ..runtime.errors import InvalidInputError, MeshwrightError
 from .cli_inspect import register as register_inspection
 from .cli_plan import register as register_planning
+from .cli_profile import register as register_profiling
 
 app = typer.Typer(name="meshwright", no_args_is_help=True, rich_markup_mode=None, add_completion=False,
                   pretty_exceptions_enable=False, help="Compile PyTorch models and show what was done.")
@@ -148,6 +149,7 @@ def _write(path: Path, text: str) -> None:
 
 register_planning(app, _print, progress)
 register_inspection(app, _print, progress)
+register_profiling(app, _print)
 
 
 def main() -> None:

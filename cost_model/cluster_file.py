@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .cluster import Cluster, ClusterError, LinkLevel, preset_cluster, refuse_mixed, shorten
+from .cluster import LINKS_OF_FILE, Cluster, ClusterError, LinkLevel, preset_cluster, refuse_mixed, shorten
 
 VERSION = 1
 MAX_BYTES = 64 << 10
@@ -156,7 +156,7 @@ def _build(file: ClusterFile) -> Cluster:
         usual, name=file.name or usual.name, levels=levels, reserved_memory_bytes=file.reserved_memory_gib * 2**30,
         power_w=usual.power_w if file.power_w_per_gpu is None else file.power_w_per_gpu,
         price_usd_per_gpu_hour=file.price_usd_per_gpu_hour,
-        source=usual.source if file.links is None else "the cluster file gives the links")
+        source=usual.source if file.links is None else LINKS_OF_FILE)
 
 
 def _first(error: ValidationError) -> str:
