@@ -107,11 +107,13 @@ def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=C
             mesh: Annotated[str | None, typer.Option(help="Groups to price: the axes of a mesh with their degrees, "
                                                           "neighbouring ranks first, such as tp=8,dp=8; by default "
                                                           "groups of consecutive GPUs.")] = None,
+            profile: Annotated[Path | None, typer.Option(help="A file of meshwright profile: its measured numbers "
+                                                              "replace the preset's.")] = None,
             as_json: Json = False) -> None:
     """Print the links of CLUSTER, how groups lie in it and how long their collectives take."""
     from .cluster_command import describe
 
-    found = describe(description, mesh)
+    found = describe(description, mesh, str(profile or ""))
     _print(found.as_dict() if as_json else found)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from ..cost_model.cluster import Cluster, ClusterError
 from ..cost_model.machine_profile import (
@@ -20,8 +23,8 @@ from ..cost_model.machine_profile import (
     profile_from_json,
 )
 from ..cost_model.profile_use import Profiled, profiled_cluster, use_profile
-from ..runtime.errors import InvalidInputError, UnknownNameError
-from ..runtime.plan_data import read_limited
+from ..runtime.errors import InvalidInputError, MeshwrightError, UnknownNameError
+from ..runtime.plan_data import first_fault, read_limited
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -82,6 +85,7 @@ def measure_profile(path: Path, device: str | None, ranks: int | None, threads: 
     from .profiler.ranks import Setting, in_own_processes, in_this_process, torchrun_place, under_torchrun
 
     in_a_folder(path)
+    _check_name(name, device)
     device, place = _device(device), torchrun_place(os.environ) if ranks is None else None
     if place is not None and place.ranks > 1:
         setting = Setting(device, quick, place.ranks, threads)
@@ -96,8 +100,11 @@ def measure_profile(path: Path, device: str | None, ranks: int | None, threads: 
     progress("fitting")
     from .. import __version__
 
-    own = device_facts(device, threads, tables, name)
-    profile = built(own, tables, setting.backend, nodes, per_node, __version__)
+    try:
+        own = device_facts(device, threads, tables, name)
+        profile = built(own, tables, setting.backend, nodes, per_node, __version__)
+    except ValidationError as error:
+        raise MeshwrightError(f"what was measured makes no sense: {first_fault(error)}", do="Measure again.") from None
     write_atomically(path, profile.to_json())
     return ProfileReport(profile, str(path))
 
@@ -117,6 +124,12 @@ def _device(device: str | None) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError("--device cuda without a GPU that torch can use", expected="cpu here")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_name(name: str | None, device: str | None) -> None:
+    if name is not None and (_device(device) == "cpu" or not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,79}", name)):
+        raise InvalidInputError(f"--name {name[:80]!r}", expected="a GPU's name of small letters, digits and hyphens; "
+                                "a CPU is always cpu")
 
 
 def _check_ranks(setting: Any) -> None:
@@ -168,14 +181,19 @@ def _parsed(name: str, data: bytes) -> MachineProfile:
         raise InvalidInputError(f"{name}: {error}") from None
 
 
-def load_profiled(path: str, cluster: str, dtype: str) -> Profiled:
-    """The cluster that `cluster` describes, with what the profile at `path` measured, for products of `dtype`. Raises
-    `InvalidInputError`."""
+def described_cluster(cluster: str, profile: str, dtype: str) -> tuple[Cluster, Profiled | None]:
+    """The cluster that `cluster` describes and, where `profile` or the cluster's own file names one, what the measured
+    profile makes of it for products of `dtype`: then the cluster is the measured one. Raises `InvalidInputError`."""
     from .cluster_command import load_cluster
 
-    profile, digest = _loaded(path)
+    if not profile:
+        described = load_cluster(cluster)
+        if not described.profile:
+            return described, None
+        profile = described.profile
+    found, digest = _loaded(profile)
     try:
-        described: Cluster = profiled_cluster(profile, cluster) or load_cluster(cluster)
-        return use_profile(profile, described, dtype, digest)
+        made = use_profile(found, profiled_cluster(found, cluster) or load_cluster(cluster), dtype, digest)
     except (MachineProfileError, ClusterError) as error:
-        raise InvalidInputError(f"{path}: {error}") from None
+        raise InvalidInputError(f"{profile}: {error}") from None
+    return made.cluster, made

@@ -79,7 +79,8 @@ class Cluster:
     """`nodes` × `gpus_per_node` of one device; `levels` innermost first, the last one joins every GPU.
 
     `reserved_memory_bytes`: per GPU, not for the plan (driver, communicators). `power_w` and `price_usd_per_gpu_hour`
-    are None where unknown. `collective_launch_s`: once per collective. Raises `ClusterError`.
+    are None where unknown. `collective_launch_s`: once per collective. `profile`: path of a measured profile that its
+    file names, not opened here. Raises `ClusterError`.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Cluster:
     price_usd_per_gpu_hour: float | None = None
     collective_launch_s: float = COLLECTIVE_LAUNCH_S
     source: str = ""
+    profile: str = ""
 
     def __post_init__(self) -> None:
         whole("nodes", self.nodes)
