@@ -45,8 +45,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "minilm": {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
                "intermediate_size": 1536, "vocab_size": 30522, "hidden_dropout_prob": 0.0,
                "attention_probs_dropout_prob": 0.0, "architectures": ["BertForMaskedLM"]},
-    "gpt2-small": {"model_type": "gpt2", "n_embd": 512, "n_layer": 6, "n_head": 8, "vocab_size": 8192, "n_positions": 512,
-                   "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "architectures": ["GPT2LMHeadModel"]},
+    "gpt2-small": {"model_type": "gpt2", "n_embd": 512, "n_layer": 6, "n_head": 8, "vocab_size": 8192,
+                   "n_positions": 512, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+                   "architectures": ["GPT2LMHeadModel"]},
     "llama-small": {"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
                     "num_key_value_heads": 4, "intermediate_size": 1408, "vocab_size": 8192,
                     "max_position_embeddings": 1024, "architectures": ["LlamaForCausalLM"]},
@@ -125,8 +126,8 @@ def predicted(spec: str, batch: int, seq: int, processes: int, profile: str) -> 
     """The planner's price of plain data parallelism with one micro-batch."""
     request = Request(spec, f"1x{processes} cpu", seq, batch, training=FP32, profile=profile)
     planner = Planner(request, ModelAtAnyBatch(spec, seq, dtype="float32"))
-    layout = Layout("megatron", micro_batch=batch // processes, micro_batches=1, global_batch=batch, seq=seq).on(processes)
-    plan, searched = fixed(planner, layout)
+    layout = Layout("megatron", micro_batch=batch // processes, micro_batches=1, global_batch=batch, seq=seq)
+    plan, searched = fixed(planner, layout.on(processes))
     return planner.writer(searched).write(plan, planner.ask(), planner.batch, certified=False)
 
 

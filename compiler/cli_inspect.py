@@ -23,9 +23,8 @@ Stored = Annotated[bool, typer.Option("--stored", help="Show the file's predicti
                                                       "plan again.")]
 RunCode = Annotated[bool, typer.Option("--run-model-code", help="Import the model where PLAN names it as "
                                                                 "module:callable.")]
-
-Profile = Annotated[Path | None, typer.Option(help="Price under this file of meshwright profile instead of what PLAN was "
-                                                  "made under.")]
+Profile = Annotated[Path | None, typer.Option(help="Price under this file of meshwright profile instead of what "
+                                                  "PLAN was made under.")]
 
 
 def _file(path: Path | None) -> Path | None:

@@ -23,7 +23,7 @@ def register(app: typer.Typer, show_value: Callable[[Any], None]) -> None:
                     "Processes to start here, which measure at the same time, and their collectives (gloo, or NCCL "
                     "with a GPU each). Under torchrun its ranks are taken, several nodes too."))] = None,
                 threads: Annotated[int, typer.Option(min=1, max=1024, help="Of a process on the CPU.")] = 1,
-                quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and dtypes, in a few seconds.")] = False,
+                quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and dtypes: a few seconds.")] = False,
                 name: Annotated[str | None, typer.Option(help="The device's name in clusters, where torch's own does "
                                                               "not say it, such as h100-96-hbm2e.")] = None,
                 as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

@@ -66,8 +66,9 @@ def open_plan(path: Path | str, *, allow_edited: bool = False) -> Shown:
 
 def priced_plan(path: Path | str, *, allow_edited: bool = False, run_model_code: bool = False,
                 profile: str | None = None) -> Shown:
-    """The plan in a file, priced again, with `profile` under another one than its own ("": the presets). Where that can't be done the file's predictions are kept and the notes say why;
-    code that the plan names as its model is imported with `run_model_code` only. Raises as `open_plan` does."""
+    """The plan in a file, priced again, with `profile` under another one than its own ("": the presets). Where that
+    can't be done the file's predictions are kept and the notes say why; under another profile it raises. Code that the
+    plan names as its model is imported with `run_model_code` only. Raises as `open_plan` does."""
     shown = open_plan(path, allow_edited=allow_edited)
     from .plan_answers import planner_of
     from .planner.reprice import reprice

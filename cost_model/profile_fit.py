@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from .calibration import Calibration, Software, committed_software
-from .cluster import Cluster, LinkLevel
+from .cluster import Cluster
 from .collectives import COLLECTIVES
 from .group import Group
 from .machine_profile import (
@@ -25,13 +25,13 @@ from .machine_profile import (
     Link,
     OverlapPoint,
     ProductPoint,
-    ProfiledDevice,
     Products,
+    ProfiledDevice,
     StreamPoint,
     Tables,
 )
 from .op_price import ELEMENT_BYTES, Rates
-from .profile_use import planner_device
+from .profile_use import no_faster_outside, planner_device
 from .strategy import Training
 
 BACKWARD_FLOPS = 2.5  # five products where the forward pass has two
@@ -137,8 +137,7 @@ def _link(cluster: Cluster, level: Level, points: Sequence[CollectivePoint],
         latency_s, rate = math.exp(x[0]), math.exp(x[1])
         levels = list(cluster.levels)
         levels[index] = replace(levels[index], latency_s=latency_s, bandwidth_bytes_per_s=rate, efficiency=1.0)
-        levels = list(_ordered(levels))
-        return replace(cluster, levels=tuple(levels),
+        return replace(cluster, levels=no_faster_outside(levels),
                        collective_launch_s=math.exp(x[2]) if launch_s is None else launch_s)
 
     def predict(x: Sequence[float]) -> list[float]:
@@ -156,18 +155,6 @@ def _link(cluster: Cluster, level: Level, points: Sequence[CollectivePoint],
         level=level, ranks=max(p.ranks for p in points), nics_per_node=reached.nics_per_node,
         latency_s=_within(reached.latency_s, 1e-9, 1.0), bandwidth_bytes_per_s=reached.effective_bytes_per_s,
         median_error=median_error(predict(x), measured))
-
-
-def _ordered(levels: Sequence[LinkLevel]) -> Iterable[LinkLevel]:
-    """No level faster than the one inside of it: clusters demand it."""
-    before: LinkLevel | None = None
-    for level in levels:
-        if before is not None:
-            most = min(1.0, before.effective_bytes_per_s / level.bandwidth_bytes_per_s)
-            level = replace(level, latency_s=max(level.latency_s, before.latency_s),
-                            efficiency=min(level.efficiency, most))
-        yield level
-        before = level
 
 
 def collective_s(cluster: Cluster, point: CollectivePoint) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .calibration import Calibration, Software, calibration_for, committed_software
@@ -94,7 +94,7 @@ def planner_device(own: ProfiledDevice, processes: int = 1, kernel_s: float = 1e
     peak, as in `presets.py`."""
     memory_bytes = own.memory_bytes / processes if own.kind == "cpu" else own.memory_bytes
     rate = own.memory_bandwidth_bytes_per_s
-    peaks: dict[str, float] = {**own.peak_flops_per_s}
+    peaks: dict[str, float] = {str(dtype): rate for dtype, rate in own.peak_flops_per_s.items()}
     peaks.setdefault("float32", min(peaks.values()))
     simple = peaks["float32"] / 4
     rates = ElementRates(simple, own.transcendental_per_s, own.transcendental_per_s, simple, simple)
@@ -123,15 +123,23 @@ def _cluster(profile: MachineProfile, cluster: Cluster) -> Cluster:
 
 
 def _levels(profile: MachineProfile, levels: tuple[LinkLevel, ...]) -> tuple[LinkLevel, ...]:
-    """Measured links in the place of others. Outer levels are never faster than inner ones, as clusters demand."""
+    """Measured links in the place of others. Clusters demand that outer levels are no faster."""
     inner, network = profile.link("inner"), profile.link("network")
     found = [_reached(levels[0], inner) if inner else levels[0]]
     for number, level in enumerate(levels[1:]):
         if network:
             more_s = level.latency_s - levels[1].latency_s if number else 0.0  # a spine is further away than a leaf
             level = _reached(level, network, more_s)
+        found.append(level)
+    return no_faster_outside(found)
+
+
+def no_faster_outside(levels: Sequence[LinkLevel]) -> tuple[LinkLevel, ...]:
+    """The levels, none with more bandwidth or less latency than the one inside of it."""
+    found = [levels[0]]
+    for level in levels[1:]:
         before = found[-1]
-        most = before.effective_bytes_per_s / level.bandwidth_bytes_per_s
+        most = before.effective_bytes_per_s / level.bandwidth_bytes_per_s * (1 - 1e-12)  # also after rounding
         found.append(replace(level, latency_s=max(level.latency_s, before.latency_s),
                              efficiency=min(level.efficiency, most)))
     return tuple(found)

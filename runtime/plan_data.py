@@ -83,8 +83,8 @@ def digest(value: Any) -> str:
 
 
 def read_limited(text: str | bytes, what: str, expected: str = "a plan that meshwright saved") -> dict[str, Any]:
-    """The JSON object in `text`; `expected` is for messages. Raises `InvalidInputError`, one line, for what is too large, nested too deep or no
-    JSON object."""
+    """The JSON object in `text`; `expected` is for messages. Raises `InvalidInputError`, one line, for what is too
+    large, nested too deep or no JSON object."""
     if len(text) > MAX_BYTES:
         raise InvalidInputError(f"{what} has {len(text)} bytes", expected=f"at most {MAX_BYTES}")
     try:

@@ -36,7 +36,8 @@ class NothingToSearchError(InvalidInputError):
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
-    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. Raises `InvalidInputError`."""
+    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. Raises
+    `InvalidInputError`."""
 
     model: str
     cluster: str
@@ -222,9 +223,8 @@ def plan(model: str, cluster: str, *, seq: int, global_batch: int, mixing: bool 
     `model`: a preset, a Hugging Face `config.json` or its directory, or `module:callable`; `cluster`:
     `"8x8 h100-sxm"` or a file. `pins` fix axes: `tp`, `cp`, `dp`, `pp`, `ep`, `etp`, `zero`, `recompute`, `schedule`,
     `interleave`, `micro_batches`, `micro_batch`, `banned` (names as of `--ban`). `mixing` lets every layer take its own
-    layout. `profile` is a file of `meshwright profile`, whose numbers replace the presets'. Raises `InvalidInputError` for
-    bad input and `DoesNotFitError`, with the binding constraint and a change
-    that fits, when nothing fits.
+    layout. `profile` is a file of `meshwright profile`, whose numbers replace the presets'. Raises `InvalidInputError`
+    for bad input and `DoesNotFitError`, with the binding constraint and a change that fits, when nothing fits.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise InvalidInputError(f"a model of type {type(model).__name__}",

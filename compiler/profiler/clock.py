@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 Call = Callable[[], object]
-Agree = Callable[[float], float]  # the largest value of all ranks, the same on each; also makes them wait for each other
+Agree = Callable[[float], float]  # the largest value of all ranks, the same on each; all wait for the last one
 REPEATS, LEAST_REPEATS = 9, 3
 SLICE_S = 2e-3  # short calls are timed in loops of about this length
 POINT_S = 0.25  # a point that takes longer than this is repeated LEAST_REPEATS times only

@@ -36,8 +36,9 @@ class Sweep:
 CPU_SWEEP = Sweep(
     dtypes=("float32", "bfloat16", "float16"),
     products=((1, 64, 64, 64), (1, 128, 384, 384), (1, 256, 256, 1024), (1, 256, 1024, 256), (1, 512, 512, 512),
-              (1, 512, 768, 3072), (1, 512, 3072, 768), (1, 768, 512, 3072), (1, 1024, 384, 1536), (1, 1024, 1024, 1024),
-              (16, 128, 64, 128), (1, 512, 256, 8192), (1, 2048, 768, 768), (1, 2048, 1024, 2048)),
+              (1, 512, 768, 3072), (1, 512, 3072, 768), (1, 768, 512, 3072), (1, 1024, 384, 1536),
+              (1, 1024, 1024, 1024), (16, 128, 64, 128), (1, 512, 256, 8192), (1, 2048, 768, 768),
+              (1, 2048, 1024, 2048)),
     stream_elements=(1 << 16, 1 << 18, 1 << 20, 1 << 22),
     attention=((1, 8, 128, 64), (4, 12, 128, 32), (2, 12, 256, 64), (1, 8, 1024, 64)), stream_dtype="float32")
 GPU_SWEEP = Sweep(
@@ -98,13 +99,13 @@ class Measurement:
 
     def streams(self) -> Iterator[StreamPoint]:
         """Operators that are as fast as memory, in the mixture that a transformer has them in."""
+        functions = torch.nn.functional
         for elements in self.sweep.stream_elements:
             if self.clock.late():
                 return
             x, y = (self._random(elements // 256, 256, dtype=self.sweep.stream_dtype) for _ in range(2))
             weight = self._random(256, dtype=self.sweep.stream_dtype)
             size = x.numel() * x.element_size()
-            functions = torch.nn.functional
             calls: dict[str, tuple[int, Callable[[], object]]] = {
                 "copy": (2, lambda x=x: x.clone()), "add": (3, lambda x=x, y=y: x + y),  # type: ignore[misc]
                 "multiply": (2, lambda x=x: x * 0.5),  # type: ignore[misc]

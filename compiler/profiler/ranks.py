@@ -133,7 +133,7 @@ def _joined(started: Any, reader: Connection, progress: Progress, deadline: floa
         try:
             if started.join(timeout=0.05):
                 break
-        except processes.ProcessException as error:
+        except (processes.ProcessRaisedException, processes.ProcessExitedException) as error:
             last = [line for line in str(error).splitlines() if line.strip()][-1:]
             raise MeshwrightError(f"a rank of {setting.ranks} stopped: {' '.join(last)[:300]}") from None
         if time.monotonic() > deadline:

@@ -15,11 +15,11 @@ import meshwright as mw
 from meshwright.compiler.plan_answers import planner_of
 from meshwright.compiler.plan_files import priced_plan
 from meshwright.compiler.profile_command import load_profile, measure_profile, steps_of
+from meshwright.compiler.profiler.build import measured_cluster
 from meshwright.compiler.profiler.clock import Clock
 from meshwright.compiler.profiler.ranks import Place, torchrun_place
 from meshwright.cost_model.machine_profile import MachineProfile
 from meshwright.cost_model.profile_fit import fitted_compute, fitted_links
-from meshwright.compiler.profiler.build import measured_cluster
 from meshwright.runtime.errors import InvalidInputError, MeshwrightError
 from meshwright.runtime.plan import Plan
 
@@ -169,7 +169,8 @@ def plan(model: str, path: Path | str, **more: Any) -> Plan:
 def test_a_plan_is_made_under_a_profile_and_says_so(model: str, planted: Path, tmp_path: Path) -> None:
     made = plan(model, planted)
     facts = made.fingerprints.profile.facts
-    assert facts["profiled"] == "2026-12-01T00:00:00+00:00 on Planted CPU" and made.ask.options == (f"--profile {planted}",)
+    assert facts["profiled"] == "2026-12-01T00:00:00+00:00 on Planted CPU"
+    assert made.ask.options == (f"--profile {planted}",)
     assert made.fingerprints.cluster.facts["device"] == "Planted CPU"
     made.save(tmp_path / "plan.json")
     again = priced_plan(tmp_path / "plan.json")

@@ -97,7 +97,8 @@ def test_planted_links_are_found_again() -> None:
     launch_s, links = fitted_links(linked(2, 4), collectives(2, 4))
     inner, network = links
     assert launch_s is not None and launch_s == pytest.approx(LAUNCH_S, rel=0.3)
-    assert inner.latency_s == pytest.approx(ALPHA_S, rel=0.1) and network.latency_s == pytest.approx(2 * ALPHA_S, rel=0.1)
+    assert inner.latency_s == pytest.approx(ALPHA_S, rel=0.1)
+    assert network.latency_s == pytest.approx(2 * ALPHA_S, rel=0.1)
     assert inner.bandwidth_bytes_per_s == pytest.approx(RATE, rel=0.05)
     assert network.bandwidth_bytes_per_s == pytest.approx(RATE / 3, rel=0.05)
     assert [link.ranks for link in links] == [4, 8] and network.nics_per_node == 4
@@ -217,8 +218,8 @@ def test_a_gpu_without_a_preset_is_planned_by_its_own_name(gpu: MachineProfile) 
     ("NVIDIA A100-SXM4-40GB", 42, "a100-40"), ("NVIDIA A100-SXM4-80GB", 85, "a100-80"),
     ("NVIDIA A100 80GB PCIe", 85, "a100-80"), ("NVIDIA B200", 190, "b200"), ("NVIDIA GB200", 190, "gb200"),
     ("Tesla V100-SXM2-32GB", 34, "v100"), ("NVIDIA GeForce RTX 4090", 25, "rtx-4090"),
-    ("NVIDIA GeForce RTX 4090 Laptop GPU", 17, "nvidia-geforce-rtx-4090-laptop-gpu"), ("NVIDIA L40S", 48, "nvidia-l40s"),
-    ("AMD Instinct MI300X", 200, "amd-instinct-mi300x"),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", 17, "nvidia-geforce-rtx-4090-laptop-gpu"),
+    ("NVIDIA L40S", 48, "nvidia-l40s"), ("AMD Instinct MI300X", 200, "amd-instinct-mi300x"),
 ])
 def test_gpus_are_known_by_what_torch_calls_them(hardware: str, gigabytes: float, name: str) -> None:
     assert device_name(hardware, gigabytes * 1e9) == name
