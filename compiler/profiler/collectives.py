@@ -48,19 +48,21 @@ class Ranks:
 
 
 def collectives(own: Ranks, level: Level, sizes: Sequence[int], clock: Clock) -> Iterator[CollectivePoint]:
-    """Every collective at every size, small ones first."""
-    for name in get_args(CollectiveName):
-        if name == "point-to-point" and own.ranks // own.stride % 2:
-            continue
-        for size_bytes in sizes:
-            if clock.late():
-                break
+    """Every collective at every size: the smallest and a middle one whatever the time, the others as long as there is
+    some."""
+    names = [name for name in get_args(CollectiveName) if name != "point-to-point" or own.ranks // own.stride % 2 == 0]
+    needed = (sizes[0], sizes[len(sizes) // 2])
+    for size_bytes in (*needed, *(s for s in sizes if s not in needed)):
+        for name in list(names):
+            if size_bytes not in needed and clock.late():
+                return
             count = own.padded(size_bytes)
             call = _call(name, own, count)
             try:
                 call()
             except (RuntimeError, NotImplementedError, ValueError):
-                break  # not in this backend
+                names.remove(name)  # not in this backend
+                continue
             seconds = clock.seconds(call) / (2 if name == "point-to-point" else 1)  # there and back
             yield CollectivePoint(level=level, collective=name, ranks=own.ranks, size_bytes=4 * count, seconds=seconds)
 
@@ -70,10 +72,12 @@ def _call(name: CollectiveName, own: Ranks, count: int) -> Callable[[], object]:
     whole = torch.ones(count, device=own.device)
     part = torch.ones(count // own.ranks, device=own.device)
     group = own.group
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # renamed in torch 2.13
+    scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
     calls: dict[CollectiveName, Callable[[], object]] = {
         "all-reduce": lambda: dist.all_reduce(whole, op=dist.ReduceOp.MAX, group=group),  # a sum would overflow
-        "all-gather": lambda: dist.all_gather_into_tensor(whole, part, group=group),
-        "reduce-scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group),
+        "all-gather": lambda: gather(whole, part, group=group),
+        "reduce-scatter": lambda: scatter(part, whole, group=group),
         "all-to-all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole, group=group),
         "point-to-point": lambda: _there_and_back(own, whole)}
     return calls[name]
@@ -97,8 +101,8 @@ def overlaps(own: Ranks, dtype: Dtype, clock: Clock, quick: bool) -> Iterator[Ov
     side = OVERLAP_PRODUCT[own.device]
     a = torch.randn(side, side, device=own.device, dtype=getattr(torch, dtype))
     product_s = clock.seconds(lambda: torch.mm(a, a))
-    for size_bytes in OVERLAP_SIZES[own.device][:1 if quick else None]:
-        if clock.late():
+    for number, size_bytes in enumerate(OVERLAP_SIZES[own.device][:1 if quick else None]):
+        if number and clock.late():
             return
         count = own.padded(size_bytes)
         tensor = torch.ones(count, device=own.device)

@@ -100,8 +100,8 @@ class Measurement:
     def streams(self) -> Iterator[StreamPoint]:
         """Operators that are as fast as memory, in the mixture that a transformer has them in."""
         functions = torch.nn.functional
-        for elements in self.sweep.stream_elements:
-            if self.clock.late():
+        for number, elements in enumerate(self.sweep.stream_elements):
+            if number and self.clock.late():
                 return
             x, y = (self._random(elements // 256, 256, dtype=self.sweep.stream_dtype) for _ in range(2))
             weight = self._random(256, dtype=self.sweep.stream_dtype)
@@ -146,8 +146,8 @@ class Measurement:
     def attention(self, dtype: Dtype) -> Iterator[AttentionPoint]:
         """Forward, and backward alone."""
         attend = torch.nn.functional.scaled_dot_product_attention
-        for batch, heads, seq, size in self.sweep.attention:
-            if self.clock.late():
+        for number, (batch, heads, seq, size) in enumerate(self.sweep.attention):
+            if number and self.clock.late():
                 return
             q, k, v = (self._random(batch, heads, seq, size, dtype=dtype).requires_grad_() for _ in range(3))
             with torch.no_grad():

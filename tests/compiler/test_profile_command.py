@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import meshwright as mw
+from meshwright.compiler.cli import app
 from meshwright.compiler.plan_answers import planner_of
 from meshwright.compiler.plan_files import priced_plan
 from meshwright.compiler.profile_command import load_profile, measure_profile, steps_of
@@ -26,15 +28,11 @@ from meshwright.runtime.plan import Plan
 from ..cost_model.profiles import CPU, GPU, profile
 
 
-def run(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "meshwright", *arguments], capture_output=True, text=True,
-                          timeout=timeout, check=False, env={**os.environ, **environment})
-
-
-def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    [line] = done.stderr.splitlines()
-    assert line.startswith("meshwright: ") and message in line
+def json_of(*arguments: str) -> Any:
+    """What a command prints with --json, run in this process."""
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +81,8 @@ def test_the_points_give_the_scalars_again(measured: tuple[Path, MachineProfile,
 
 
 def test_the_command_writes_a_file_and_says_what_it_found(tmp_path: Path) -> None:
-    done = run("profile", "-o", str(tmp_path / "own.json"), "--quick", "--device", "cpu")
+    done = subprocess.run([sys.executable, "-m", "meshwright", "profile", "-o", str(tmp_path / "own.json"), "--quick",
+                           "--device", "cpu"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "memory" in done.stdout and "no links were measured" in done.stdout and "Traceback" not in done.stderr
     found = load_profile(tmp_path / "own.json")
@@ -100,14 +99,17 @@ def test_no_process_is_left_when_a_rank_fails(monkeypatch: pytest.MonkeyPatch, t
     assert not multiprocessing.active_children() and not list(tmp_path.iterdir())
 
 
-def test_bad_asks_are_one_line(tmp_path: Path) -> None:
-    refused(run("profile", "-o", str(tmp_path / "none" / "p.json")), "there is no folder")
-    refused(run("profile", "-o", str(tmp_path / "p.json"), "--device", "tpu"), "unknown device 'tpu'")
-    refused(run("profile", "-o", str(tmp_path / "p.json"), "--device", "cpu", "--ranks", "1000"), "1000 ranks of 1")
-    refused(run("profile", "-o", str(tmp_path / "p.json"), "--device", "cpu", "--name", "x"), "a CPU is always cpu")
-    torchrun = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "x",
-                "MASTER_PORT": "1"}
-    refused(run("profile", "-o", str(tmp_path / "p.json"), "--device", "cpu", **torchrun), "nodes with equal numbers")
+@pytest.mark.parametrize(("asked", "message"), [
+    (dict(path="none/p.json"), "there is no folder"), (dict(device="tpu"), "unknown device 'tpu'"),
+    (dict(ranks=1000), "1000 ranks of 1 thread"), (dict(threads=1000), "1 ranks of 1000 thread"),
+    (dict(name="x"), "a CPU is always cpu"),
+])
+def test_bad_asks_are_one_line(tmp_path: Path, asked: dict[str, Any], message: str) -> None:
+    usual: dict[str, Any] = dict(path="p.json", device="cpu", ranks=None, threads=1, quick=True, name=None)
+    given = {**usual, **asked}
+    with pytest.raises(InvalidInputError) as caught:
+        measure_profile(tmp_path / given.pop("path"), **given, progress=lambda what: None)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -152,13 +154,22 @@ def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_a_bad_profile_ends_the_command_with_2(tmp_path: Path, planted: Path) -> None:
-    asked = ("plan", "bert-base", "--seq", "128", "--global-batch", "8", "--cluster")
     data = json.loads(planted.read_text())
     data["links"][0]["latency_s"] = -1
     (tmp_path / "bad.json").write_text(json.dumps(data))
-    refused(run(*asked, "1x2 cpu", "--profile", str(tmp_path / "bad.json")), "links.0.latency_s is -1 s")
-    refused(run(*asked, "1x2 cpu", "--profile", str(tmp_path / "gone.json")), "No such file")
-    refused(run(*asked, "1x8 h100-sxm", "--profile", str(planted)), "of cpu (Planted CPU), the cluster of h100-sxm")
+    done = subprocess.run([sys.executable, "-m", "meshwright", "plan", "bert-base", "--seq", "128", "--global-batch", "8",
+                           "--cluster", "1x2 cpu", "--profile", str(tmp_path / "bad.json")], capture_output=True,
+                          text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("meshwright: ") and "bad.json: links.0.latency_s is -1 s" in line
+
+
+def test_profiles_that_a_plan_cant_use_are_refused(model: str, tmp_path: Path, planted: Path) -> None:
+    with pytest.raises(InvalidInputError, match="gone.json can't be read: No such file"):
+        plan(model, tmp_path / "gone.json")
+    with pytest.raises(InvalidInputError, match=r"of cpu \(Planted CPU\), the cluster of h100-sxm"):
+        mw.plan(model, "1x8 h100-sxm", seq=64, global_batch=8, profile=planted)
 
 
 # -- plans ----------------------------------------------------------------------------------------
@@ -215,13 +226,17 @@ def test_a_cluster_file_names_its_profile(model: str, planted: Path, tmp_path: P
     assert made.predicted.step_time_ns == plan(model, planted).predicted.step_time_ns
 
 
-def test_price_sweep_and_cluster_take_a_profile(model: str, planted: Path) -> None:
-    asked = ("--profile", str(planted), "--json")
-    done = run("price", model, "--cluster", "1x2 cpu", "--seq", "64", "--global-batch", "8", *asked)
-    assert done.returncode == 0 and json.loads(done.stdout)["step_time_s"] > 0, done.stderr
-    done = run("sweep", model, "--cluster", "2x2 cpu", "--seq", "64", "--global-batch", "8", *asked)
-    assert done.returncode == 0 and [r["gpus"] for r in json.loads(done.stdout)["rows"]] == [2, 4], done.stderr
-    done = run("cluster", "1x2 cpu", *asked)
-    assert done.returncode == 0, done.stderr
-    [level] = json.loads(done.stdout)["cluster"]["levels"]
+def test_commands_take_a_profile(model: str, planted: Path, tmp_path: Path) -> None:
+    with_profile = ("--profile", str(planted))
+    asked = (model, "--seq", "64", "--global-batch", "8", *with_profile, "--cluster")
+    assert json_of("price", *asked, "1x2 cpu")["step_time_s"] > 0
+    assert [row["gpus"] for row in json_of("sweep", *asked, "2x2 cpu")["rows"]] == [2, 4]
+    [level] = json_of("cluster", "1x2 cpu", *with_profile)["cluster"]["levels"]
     assert level["latency_s"] == pytest.approx(6e-5, rel=0.1)
+    saved = str(tmp_path / "plan.json")
+    made = json_of("plan", *asked, "1x2 cpu", "-o", saved)
+    assert json_of("show", saved)["step_time_s"] == json_of("show", saved, *with_profile)["step_time_s"] == \
+        made["step_time_s"]
+    assert json_of("diff", saved, saved, *with_profile)["same_layout"] is True
+    assert json_of("why", saved, *with_profile)["step_time_s"] == made["step_time_s"]
+    assert CliRunner().invoke(app, ["show", saved, "--stored", *with_profile]).exit_code != 0
