@@ -126,6 +126,7 @@ class PlanWriter:
         device = self.pricer.space.cluster.device.name
         if device != self.pricer.calibration.device:
             yield f"no calibration of {device} was fitted"
+        yield from self.pricer.origin.doubts
         if mfu is not None and mfu > 1:
             yield f"the model's FLOPs would take {mfu:.0%} of the GPUs' bf16 peak: left out as an MFU"
 
@@ -209,7 +210,7 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
         kind.pop("capture_s", None)
     links: dict[str, Fact] = {"name": cluster.name, "nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node,
                               "device": cluster.device.name, "memory_bytes": cluster.device.memory_bytes}
-    scalars = pricer.calibration.scalars()
+    scalars: dict[str, Fact] = {**pricer.origin.facts, **pricer.calibration.scalars()}
     options: dict[str, Fact] = {"seq": ask.seq, "global_batch": ask.global_batch, "options": " ".join(ask.options)}
     return Fingerprints(model=Fingerprint(sha256=digest_of(described), facts=facts),
                         cluster=Fingerprint.of(cluster.as_dict(), links),

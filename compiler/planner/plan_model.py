@@ -13,17 +13,16 @@ from functools import cached_property
 from typing import Any, get_args
 
 from ...cost_model.calibration import calibration_for
-from ...cost_model.cluster import Cluster
 from ...cost_model.strategy import Dispatch, Fusion, Training
 from ...runtime import plan as schema
 from ...runtime.errors import DoesNotFitError, InvalidInputError, UnsupportedError
 from ...runtime.plan_data import Fingerprints
-from ..cluster_command import load_cluster
+from ..profile_command import described_cluster
 from .captured import ModelAtAnyBatch
 from .group_search import WITHIN, GroupSearch, Searched
 from .infeasible import WhyNot, why_not
 from .plan_file import NOT_RUNNABLE, PlanWriter, fingerprints
-from .pricing import Pricer
+from .pricing import Origin, Pricer
 from .search import Found
 from .space import Pins, Space
 
@@ -37,7 +36,8 @@ class NothingToSearchError(InvalidInputError):
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
-    one can't be divided. Raises `InvalidInputError`."""
+    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. Raises
+    `InvalidInputError`."""
 
     model: str
     cluster: str
@@ -51,6 +51,7 @@ class Request:
     pad_batch: bool = False
     objective: schema.Objective = "throughput"
     within: float = WITHIN
+    profile: str = ""
 
     def __post_init__(self) -> None:
         for name in ("seq", "global_batch"):
@@ -69,7 +70,8 @@ class Request:
         optimizer = () if self.training.optimizer == "adamw" else (f"--optimizer {self.training.optimizer}",)
         usual, own = vars(Training()), vars(self.training)
         training = (f"--training {k}={v}" for k, v in own.items() if k != "optimizer" and v != usual[k])
-        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training)
+        profile = (f"--profile {self.profile}",) if self.profile else ()
+        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training, *profile)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Planner:
 
     def __init__(self, request: Request, model: ModelAtAnyBatch | None = None) -> None:
         self.request = request
-        self.cluster: Cluster = load_cluster(request.cluster)
+        self.cluster, self.profiled = described_cluster(request.cluster, request.profile, request.training.compute)
         self.model = model or ModelAtAnyBatch(request.model, request.seq, imbalance=request.imbalance)
 
     @cached_property
@@ -128,7 +130,11 @@ class Planner:
 
     @cached_property
     def pricer(self) -> Pricer:
-        return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
+        made = self.profiled
+        if made is None:
+            return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
+        return Pricer(self.model, self.space, self.request.training, made.calibration, made.software,
+                      Origin(made.facts, made.doubts))
 
     def search(self) -> Searched:
         """Raises `NothingToSearchError` when the pins leave nothing."""
@@ -211,14 +217,14 @@ class Planner:
 
 def plan(model: str, cluster: str, *, seq: int, global_batch: int, mixing: bool = False, imbalance: float = 1.0,
          runnable_only: bool = False, pad_batch: bool = False, price_usd_per_gpu_hour: float | None = None,
-         optimizer: str = "adamw", **pins: Any) -> schema.Plan:
+         optimizer: str = "adamw", profile: str | os.PathLike[str] = "", **pins: Any) -> schema.Plan:
     """The fastest parallel plan of `model` on `cluster`, with a bound that says how good it is.
 
     `model`: a preset, a Hugging Face `config.json` or its directory, or `module:callable`; `cluster`:
     `"8x8 h100-sxm"` or a file. `pins` fix axes: `tp`, `cp`, `dp`, `pp`, `ep`, `etp`, `zero`, `recompute`, `schedule`,
     `interleave`, `micro_batches`, `micro_batch`, `banned` (names as of `--ban`). `mixing` lets every layer take its own
-    layout. Raises `InvalidInputError` for bad input and `DoesNotFitError`, with the binding constraint and a change
-    that fits, when nothing fits.
+    layout. `profile` is a file of `meshwright profile`, whose numbers replace the presets'. Raises `InvalidInputError`
+    for bad input and `DoesNotFitError`, with the binding constraint and a change that fits, when nothing fits.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise InvalidInputError(f"a model of type {type(model).__name__}",
@@ -226,7 +232,7 @@ def plan(model: str, cluster: str, *, seq: int, global_batch: int, mixing: bool 
     if runnable_only:
         refuse_runnable_only()
     answer = Planner(Request(os.fspath(model), cluster, seq, global_batch, pins_from(pins), training_from(optimizer),
-                             mixing, imbalance, price_usd_per_gpu_hour, pad_batch)).solve()
+                             mixing, imbalance, price_usd_per_gpu_hour, pad_batch, profile=os.fspath(profile))).solve()
     if answer.plan is None:
         assert answer.why_not is not None
         raise DoesNotFitError(answer.why_not.sentence())
