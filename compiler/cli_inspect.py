@@ -87,7 +87,7 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
 
         found = opened(plan, stored, allow_edited, run_model_code)
         if why:
-            from .plan_answers import why_of
+            from .plan_why import why_of
 
             with progress(f"searching the families that {plan} beat"):
                 found = found.with_beaten(why_of(plan, run_model_code).beaten)

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from ...cost_model.calibration import calibration_for
 from ...cost_model.cluster import Cluster
+from ...cost_model.layer_memory import ALLOCATOR_SHARE
 from ...cost_model.strategy import Dispatch, Fusion, Training
 from ...runtime import plan as schema
 from ...runtime.errors import DoesNotFitError, InvalidInputError, UnsupportedError
@@ -37,7 +38,8 @@ class NothingToSearchError(InvalidInputError):
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
-    one can't be divided. Raises `InvalidInputError`."""
+    one can't be divided. `allocator_share`: margin on top of what comes and goes in memory. Raises
+    `InvalidInputError`."""
 
     model: str
     cluster: str
@@ -51,6 +53,7 @@ class Request:
     pad_batch: bool = False
     objective: schema.Objective = "throughput"
     within: float = WITHIN
+    allocator_share: float = ALLOCATOR_SHARE
 
     def __post_init__(self) -> None:
         for name in ("seq", "global_batch"):
@@ -59,6 +62,8 @@ class Request:
                 raise InvalidInputError(f"{name} {value!r}", expected="a whole number of at least 1")
         if not 1 <= self.imbalance <= 1000:
             raise InvalidInputError(f"imbalance {self.imbalance:g}", expected="1 to 1000")
+        if not 0 <= self.allocator_share <= 10:
+            raise InvalidInputError(f"allocator share {self.allocator_share:g}", expected="0 to 10")
         price = self.price_usd_per_gpu_hour
         if price is not None and not 0 <= price < 1e6:
             raise InvalidInputError(f"a GPU price of {price:g} USD an hour", expected="0 or more")
@@ -69,7 +74,8 @@ class Request:
         optimizer = () if self.training.optimizer == "adamw" else (f"--optimizer {self.training.optimizer}",)
         usual, own = vars(Training()), vars(self.training)
         training = (f"--training {k}={v}" for k, v in own.items() if k != "optimizer" and v != usual[k])
-        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training)
+        share = () if self.allocator_share == ALLOCATOR_SHARE else (f"--allocator-share {self.allocator_share}",)
+        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training, *share)
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,8 @@ class Planner:
 
     @cached_property
     def pricer(self) -> Pricer:
-        return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
+        return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name),
+                      allocator_share=self.request.allocator_share)
 
     def search(self) -> Searched:
         """Raises `NothingToSearchError` when the pins leave nothing."""
@@ -177,7 +184,9 @@ class Planner:
         searched = self.search()
         plan = self.write(searched) if isinstance(searched.result, Found) else None
         reason = None if plan is not None or not explain else why_not(self)
-        return Answer(self.request, self, searched, plan, reason, captured - started, time.perf_counter() - captured)
+        again = reason.capture_s if reason else 0.0
+        return Answer(self.request, self, searched, plan, reason, captured - started + again,
+                      time.perf_counter() - captured - again)
 
     def write(self, searched: Searched) -> schema.Plan:
         """The plan file of what was found."""
@@ -211,14 +220,14 @@ class Planner:
 
 def plan(model: str, cluster: str, *, seq: int, global_batch: int, mixing: bool = False, imbalance: float = 1.0,
          runnable_only: bool = False, pad_batch: bool = False, price_usd_per_gpu_hour: float | None = None,
-         optimizer: str = "adamw", **pins: Any) -> schema.Plan:
+         optimizer: str = "adamw", allocator_share: float = ALLOCATOR_SHARE, **pins: Any) -> schema.Plan:
     """The fastest parallel plan of `model` on `cluster`, with a bound that says how good it is.
 
     `model`: a preset, a Hugging Face `config.json` or its directory, or `module:callable`; `cluster`:
     `"8x8 h100-sxm"` or a file. `pins` fix axes: `tp`, `cp`, `dp`, `pp`, `ep`, `etp`, `zero`, `recompute`, `schedule`,
     `interleave`, `micro_batches`, `micro_batch`, `banned` (names as of `--ban`). `mixing` lets every layer take its own
-    layout. Raises `InvalidInputError` for bad input and `DoesNotFitError`, with the binding constraint and a change
-    that fits, when nothing fits.
+    layout. `allocator_share`: margin for fragmentation, of what comes and goes in memory. Raises `InvalidInputError`
+    for bad input and `DoesNotFitError`, with the binding constraint and a change that fits, when nothing fits.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise InvalidInputError(f"a model of type {type(model).__name__}",
@@ -226,7 +235,8 @@ def plan(model: str, cluster: str, *, seq: int, global_batch: int, mixing: bool 
     if runnable_only:
         refuse_runnable_only()
     answer = Planner(Request(os.fspath(model), cluster, seq, global_batch, pins_from(pins), training_from(optimizer),
-                             mixing, imbalance, price_usd_per_gpu_hour, pad_batch)).solve()
+                             mixing, imbalance, price_usd_per_gpu_hour, pad_batch,
+                             allocator_share=allocator_share)).solve()
     if answer.plan is None:
         assert answer.why_not is not None
         raise DoesNotFitError(answer.why_not.sentence())
