@@ -71,13 +71,13 @@ def test_why_lists_families_with_what_holds_them_back(saved: Path) -> None:
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     families = {b["family"]: b for b in data["beaten"]}
-    assert "tp 2" in families and "pp 2" not in families  # pp was pinned
+    assert "with tp" in families and "with pp" not in families  # pp was pinned
     step_ns = data["step_time_s"] * 1e9
     assert all(b["step_time_ns"] is None or b["step_time_ns"] >= 0.95 * step_ns for b in data["beaten"])
     assert families["no ZeRO"]["step_time_ns"] > 1.05 * step_ns  # the states fit only where tp divides them
-    assert families["tp 2"]["binding"].startswith("exposed")
+    assert families["with tp"]["binding"].startswith("exposed")
     near = [b for b in data["beaten"] if b["near_tie"]]
-    assert all(b["step_time_ns"] <= 1.05 * step_ns for b in near)
+    assert all(b["step_time_ns"] <= (1 + data["near_tie_share"]) * step_ns for b in near)
 
 
 def test_price_of_the_own_layout(tmp_path: Path) -> None:
