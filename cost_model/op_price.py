@@ -17,7 +17,7 @@ FP8 = "float8_e4m3fn"
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "tfloat32": 4, "bfloat16": 2, "float16": 2, FP8: 1, "float8_e5m2": 1}
 QUANTIZE_BYTES = 4  # of an activation's element: read in 16 bit, written in 8 bit for both orders the passes need
 AMPERE_KERNELS = frozenset(("flash-2", "triton"))
-WARPGROUP_DEVICES = frozenset(("h100-sxm", "h100-pcie", "h200", "h100-96-hbm2e", "b200", "gb200"))
+WARPGROUP_DEVICES = frozenset(("h100-sxm", "h100-pcie", "h200", "h100-96-hbm2e", "b200", "gb200", "b300", "gb300"))
 MMA_OF_WARPGROUP_PEAK = 0.63
 """Kernels made of Ampere's instructions (mma) reach 62.9 % of Hopper's peak, for which its own (wgmma) are needed: Luo
 et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking", arXiv:2402.13499."""
