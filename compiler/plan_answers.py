@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,13 @@ from ..runtime.errors import InvalidInputError, MeshwrightError, UnknownNameErro
 from ..runtime.plan import Ask, Plan
 from ..runtime.plan_predictions import Beaten, Predicted
 from ..runtime.plan_table import tight
+from .plan_cuts import cuts_table
 from .planner.bound import Bound
 from .planner.evaluate import evaluate
 from .planner.group_search import priced_in_full, rebuilt
 from .planner.objectives import OBJECTIVES, best_for
-from .planner.plan_model import Answer, Planner, Request, pins_from, training_from, training_with
+from .planner.plan_model import Answer, Planner, Request, pins_from
+from .planner.precision import training_from
 from .planner.pricing import RELAXED, Relaxed
 from .planner.prove import Proof, prove
 from .planner.relocate import relocated
@@ -71,12 +72,12 @@ class PlanAnswer:
         counts = ", ".join(f"{certificate.count(s)} {s}" for s in ("solved", "searched", "bounded", "infeasible")
                            if certificate.count(s))
         lines = [*self.steps, f"at most {a.plan.gap:.2%} above the best plan of the space: {len(certificate.tuples)} "
-                 f"outer tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists the "
-                 "reasons)"]
+                 f"outer tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists each)"]
         if self.proof is not None:
             lines.append(f"CP-SAT: {self.proof.sentence()}")
         lines.append(f"captured in {a.capture_s:.1f} s, searched in {a.search_s:.1f} s")
-        return Rows(a.plan.table(), *(Text(line) for line in lines))
+        left = [cuts_table(a.planner.space.left)] if a.planner.space.left else []
+        return Rows(a.plan.table(), *left, *(Text(line) for line in lines))
 
 
 def plan_for(request: Request, objective: str, target_tokens_per_s: float | None, prove_s: float | None) -> PlanAnswer:
@@ -321,5 +322,5 @@ def request_of(ask: Ask) -> Request:
         else:
             pins[name] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
     return Request(ask.model, ask.cluster, ask.seq, ask.global_batch, pins_from({**pins, "banned": banned}),
-                   reduce(training_with, training, training_from(optimizer)), mixing,
+                   training_from(optimizer, words=training), mixing,
                    ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective)

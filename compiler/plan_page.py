@@ -13,7 +13,18 @@ from typing import Any
 
 from ..runtime.plan import Plan
 from ..runtime.plan_predictions import TupleResult
-from ..runtime.plan_table import GIB, beaten_by, duration, energy, footnotes, headline, keys, layer_groups, missing
+from ..runtime.plan_table import (
+    GIB,
+    beaten_by,
+    duration,
+    energy,
+    footnotes,
+    headline,
+    keys,
+    layer_groups,
+    meanings,
+    missing,
+)
 from .plan_charts import memory_chart, search_chart, time_chart, timeline_charts
 from .plan_files import Shown
 
@@ -31,7 +42,7 @@ def plan_page(shown: Shown) -> str:
         plan=plan, lines=headline(plan), cards=_cards(plan), notes=[*shown.notes, *footnotes(plan)],
         missing=missing(plan.predicted), tight=_is_tight(plan), strategy=_strategy(plan),
         timelines=timeline_charts(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
-        memory_table=_memory(plan), time_table=_times(plan),
+        memory_table=_memory(plan), time_table=_times(plan), meanings=meanings(plan.predicted),
         families=_families(plan), beaten=[(b, *beaten_by(plan, b)) for b in plan.beaten], settings=_settings(plan))
 
 

@@ -2,7 +2,7 @@
 
 Sources, with what they say
   [NVLink]  Data sheets give both directions together, a direction is half: V100 300 GB/s, A100 600, H100 and H200 900,
-            B200 to GB300 1800. The GB200 and GB300 NVL72 datasheets: 72 GPUs in one NVLink domain, 130 TB/s (72 · 1.8). The RTX
+            B200 to GB300 1800. The NVL72 datasheets: 72 GPUs in one NVLink domain, 130 TB/s (72 · 1.8). The RTX
             4090 has none; the H100 PCIe's bridge (600 GB/s) joins pairs and is an option: describe it in a file.
   [PCIe]    PCI Express base specification: 16 and 32 GT/s a lane, 128b/130b; sixteen lanes carry 31.5 GB/s (Gen4) and
             63 GB/s (Gen5) per direction. The H100 datasheet gives its card Gen5. Assumption: Gen4 for the RTX 4090.
@@ -15,8 +15,8 @@ Sources, with what they say
             "8x Single-Port Mellanox ConnectX-6 VPI 200Gb/s HDR InfiniBand". DGX BasePOD reference architecture, core
             components: DGX H100, H200 and B200 with eight single-port ConnectX-7, up to 400 Gbit/s each; MLPerf system
             descriptions: at least eight of 400 Gbit/s for H200 and B200, four ConnectX-7 for the four GPUs of a
-            GB200 tray. Assumption: these run at 400 Gbit/s. HGX B300 and GB300 NVL72: one ConnectX-8 of 800 Gbit/s for each
-            GPU (acecloud.ai/blog/nvidia-hgx-b300 and vendordeep.com's report on the GB300, after NVIDIA's pages).
+            GB200 tray. Assumption: these run at 400 Gbit/s. HGX B300 and GB300 NVL72: one ConnectX-8 of 800 Gbit/s for
+            each GPU (acecloud.ai/blog/nvidia-hgx-b300, vendordeep.com's report on the GB300, after NVIDIA's pages).
   [H100T]   As in `presets.py`: "400 Gb/s per GPU", "500W power limit".
   [POD]     DGX SuperPOD (RA-11333-001): "SUs of 32 DGX H100 systems each", leaf switches by rail, full bisection
             above.

@@ -20,15 +20,16 @@ Sources, with what they say (TFLOP/s; a star: given with sparsity, halved here)
            Juggernaut Rolling": 148 SMs, clocks like the H100 SXM's.
   [GB200]  The same datasheet, GB200 NVL72 per GPU, up to 1200 W: fp64 40, fp32 80, tf32 2500*, bf16 and fp16 5000*, fp8
            and int8 10000*, fp4 20000*; 186 GB at 8 TB/s (MLPerf system descriptions: "GB200 186 GB").
-  [B300]   Verda, "NVIDIA GB300 NVL72: GPU Architecture & Performance" (verda.com/blog/gb300-nvl72-architecture), dense, per
-           GPU. HGX B300, up to 1100 W: fp4 14000, fp8 4500, bf16 and fp16 2250, tf32 1100, fp32 75, int8 150; 270 GB at 7.7
-           TB/s. GB300 NVL72, up to 1400 W: fp4 15000, fp8 5000, bf16 and fp16 2500, tf32 1250, fp32 80, int8 165; 279 GB at
-           8 TB/s. Both 10.7 · 10¹² exponentials per second where the B200 has 5, so twice as many per SM and clock.
-           NVIDIA's own sums agree: "36 PFLOPS sparse / 2 / 8 GPUs = 2.25" of bf16 for HGX B300 (NVIDIA/cosmos-framework
-           pull request 114), 1080 and 360 PFLOP/s of fp4 and fp8 for 72 GB300. fp64: Glenn Lockwood's notes
-           (glennklockwood.com/garden/processors/B300), 1.25 for the HGX part; assumption: the same for the GB300. Device
-           queries in OpenXLA, xla/backends/gpu/target_config/specs: an L2 of 135,528,448 bytes in both, the GB300 152 SMs
-           at 2070 MHz, the B300 1965 MHz (its 158 SMs there would give 79.5 TFLOP/s of fp32; 148 give the 75 above).
+  [B300]   Verda, "NVIDIA GB300 NVL72: GPU Architecture & Performance" (verda.com/blog/gb300-nvl72-architecture), dense,
+           per GPU. HGX B300, up to 1100 W: fp4 14000, fp8 4500, bf16 and fp16 2250, tf32 1100, fp32 75, int8 150; 270
+           GB at 7.7 TB/s. GB300 NVL72, up to 1400 W: fp4 15000, fp8 5000, bf16 and fp16 2500, tf32 1250, fp32 80, int8
+           165; 279 GB at 8 TB/s. Both 10.7 · 10¹² exponentials per second where the B200 has 5, so twice as many per SM
+           and clock. NVIDIA's own sums agree: "36 PFLOPS sparse / 2 / 8 GPUs = 2.25" of bf16 for HGX B300
+           (NVIDIA/cosmos-framework pull request 114), 1080 and 360 PFLOP/s of fp4 and fp8 for 72 GB300. fp64: Glenn
+           Lockwood's notes (glennklockwood.com/garden/processors/B300), 1.25 for the HGX part; assumption: the same for
+           the GB300. Device queries in OpenXLA, xla/backends/gpu/target_config/specs: an L2 of 135,528,448 bytes in
+           both, the GB300 152 SMs at 2070 MHz, the B300 1965 MHz (its 158 SMs there would give 79.5 TFLOP/s of fp32;
+           148 give the 75 above).
   [V100]   Volta GV100 white paper, SXM2: 80 SMs, 1530 MHz, fp64 7.8, fp32 15.7, tensor 125 (80 · 8 · 64 · 2 · 1.53
            GHz), 900 GB/s, L2 of 6144 KB; V100 datasheet: 32 GB. No bf16, tf32, fp8 or int8 tensor operations.
   [4090]   NVIDIA Ada GPU architecture white paper, GeForce RTX 4090: 128 SMs, 2520 MHz, fp32 82.6; tensor peaks with
@@ -42,8 +43,8 @@ Sources, with what they say (TFLOP/s; a star: given with sparsity, halved here)
            "NVIDIA GB300 NVL72: GPU Architecture & Performance", gives the B200 and GB200 5 · 10¹² exponentials per
            second; 148 · 16 · 1.965 GHz are 4.7 · 10¹².
 
-Read in the original: torchtitan's page, the table of [L2], Chips and Cheese, Verda, Lockwood, OpenXLA's files, the
-MLPerf system descriptions, the pull requests. The vendor's data sheets, white papers, guides and briefs were compared through
+Read in the original: torchtitan's page, the table of [L2], Chips and Cheese, Verda, Lockwood, OpenXLA's files, MLPerf
+system descriptions, the pull requests. The vendor's data sheets, white papers, guides and briefs were compared through
 transcriptions of their tables: glennklockwood.com for A100, H100 and the brief's first edition, three public
 repositories that agree for the Blackwell datasheet and the brief's V2.1, archive-lib.hpctech.co.jp for both H100, the
 PC2 Paderborn wiki for the A100, waredb.com for the RTX 4090, techrival.com and hardwaretimes.com for the V100.

@@ -53,12 +53,8 @@ def resized(request: Request, nodes: int, gpus_per_node: int | None = None) -> R
     return replace(request, cluster=f"{nodes}x{gpus_per_node or cluster.gpus_per_node} {cluster.device.name}")
 
 
-def attempt(request: Request, base: Planner | None = None) -> Answer | None:
-    """The answer, None where nothing is left to search or nothing fits. Raises `InvalidInputError`."""
-    return _attempt(request, base)[0]
-
-
-def _attempt(request: Request, base: Planner | None = None) -> Tried:
+def attempt(request: Request, base: Planner | None = None) -> Tried:
+    """The answer, or why there is none: nothing is left to search, or nothing fits. Raises `InvalidInputError`."""
     planner = Planner(request) if base is None else base.with_request(**vars(request))
     try:
         answer = planner.solve(explain=False)
@@ -73,7 +69,7 @@ def _largest_batch(request: Request) -> tuple[Answer, tuple[str, ...]]:
                                 expected="one of them")
     base, steps = Planner(request), list[str]()
     for samples in reversed(divisors(base.batch)):
-        answer, reason = _attempt(replace(request, pins=replace(request.pins, micro_batch=samples)), base)
+        answer, reason = attempt(replace(request, pins=replace(request.pins, micro_batch=samples)), base)
         if answer is not None:
             whole = ", the whole global batch" if samples == base.batch else ""
             return answer, (*steps, f"micro-batch {samples}{whole}: fits")
@@ -88,7 +84,7 @@ def _largest_sequence(request: Request) -> tuple[Answer, tuple[str, ...]]:
     def tried(units: int) -> Answer | None:
         tokens = units * unit
         try:
-            answer, reason = _attempt(replace(request, seq=tokens), base)
+            answer, reason = attempt(replace(request, seq=tokens), base)
         except InvalidInputError as error:  # beyond what the model takes
             if not fitting:
                 raise
@@ -136,7 +132,7 @@ def _fewest_gpus(request: Request, target: float | None) -> tuple[Answer, tuple[
         if target is not None and most is not None and most < target:
             steps.append(f"{nodes * gpus} GPUs: at most {most:,.0f} tokens/s at their peak")
             continue
-        answer, reason = _attempt(resized(request, nodes, gpus), base)
+        answer, reason = attempt(resized(request, nodes, gpus), base)
         if answer is None or answer.plan is None:
             steps.append(f"{nodes * gpus} GPUs: {reason}")
             continue
@@ -164,7 +160,7 @@ def _least_energy(request: Request) -> tuple[Answer, tuple[str, ...]]:
     for nodes, gpus in _sizes(base.cluster):
         if base.cluster.nodes % nodes:
             continue
-        answer, reason = _attempt(resized(request, nodes, gpus), base)
+        answer, reason = attempt(resized(request, nodes, gpus), base)
         if answer is None or answer.plan is None:
             steps.append(f"{nodes * gpus} GPUs: {reason}")
             continue

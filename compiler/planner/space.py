@@ -331,9 +331,6 @@ class Space:
         """0: over all of dp; else HSDP: as far as a level of links reaches."""
         if zero == 0 or layout.dp == 1:
             return (0,)
-        if zero == 2:
-            self.leave("zero", "2 hsdp", "searched for ZeRO 1 and 3 only")
-            return (0,)
         if "hsdp" in self.pins.banned:
             self.leave("zero", "hsdp", "banned")
             return (0,)
