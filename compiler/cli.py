@@ -154,7 +154,7 @@ def main() -> None:
     """Run the command line. Mistakes are one line on stderr and exit code 2, those of the command line itself too."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="meshwright")
     except MeshwrightError as error:
         _refuse(str(error))
     except typer.Abort:

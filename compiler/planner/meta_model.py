@@ -183,6 +183,8 @@ def _from_callable(spec: str, seq: int, micro_batch: int) -> MetaModel:
     """`module:callable` gives an `nn.Module` with its example inputs, as for `explain`; where the callable takes `seq`
     and `micro_batch`, it is called with them. It runs under the meta device."""
     module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise InvalidInputError(f"the model {spec!r}", expected="module:callable")
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), attribute)

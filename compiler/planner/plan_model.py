@@ -129,7 +129,11 @@ class Planner:
         if not trainable:
             raise UnsupportedError(f"{d.name} has no trainable parameters", expected="a training step: inference is "
                                    "not planned yet")
-        return Space(d.kinds, d.order, d.seq, self.cluster, self.batch, self.request.pins)
+        pins = self.request.pins
+        for axis, degree in (("ep", pins.ep), ("etp", pins.etp)):
+            if (degree or 1) > 1 and not any(kind.experts for kind in d.kinds):
+                raise InvalidInputError(f"{axis} {degree} for {d.name}, which has no experts", expected=f"{axis} 1 or none")
+        return Space(d.kinds, d.order, d.seq, self.cluster, self.batch, pins)
 
     @cached_property
     def pricer(self) -> Pricer:
@@ -159,6 +163,8 @@ class Planner:
             if count is not None and self.batch % count:
                 return f"{name.replace('_', '-')} {count} does not divide the batch of {self.batch}"
         layers = [k for k in self.space.kinds if k.vocabulary is None]
+        if not layers:
+            return f"{self.model.one.name} has no layers"
         refused = [self.space.refusal(k, pins.tp or 1, 1, "ring") for k in layers]
         if pins.pp is not None and pins.pp > len(self.space.order):
             return f"pp {pins.pp} for {len(self.space.order)} layers"
@@ -167,7 +173,7 @@ class Planner:
     def _empty(self) -> str:
         fault = self._pin_fault()
         if fault:
-            return f"a pin can't hold: {fault}"
+            return fault if fault.endswith("has no layers") else f"a pin can't hold: {fault}"
         reasons = [x for x in self.space.left if not x.reason.startswith("pinned")]
         first = "; ".join(f"{x.axis} {x.value}: {x.reason}" for x in reasons[:3])
         return (f"nothing divides {self.cluster.gpus} GPUs and a batch of {self.batch} with these pins"

@@ -79,6 +79,11 @@ class Pins:
         for name in self.banned:
             if name not in BANS:
                 raise UnknownNameError("ban", name, BANS)
+        for axis, name in (("zero", f"zero{self.zero}"), ("schedule", self.schedule), ("recompute", self.recompute)):
+            if getattr(self, axis) is not None and name in self.banned:
+                raise InvalidInputError(f"--{axis} {getattr(self, axis)} and --ban {name}", expected="one of them")
+        if {f"zero{stage}" for stage in range(4)} <= self.banned:
+            raise InvalidInputError("bans of all ZeRO stages", expected="zero0 or another one left")
 
     def allows(self, axis: str, value: Any) -> bool:
         """Whether a value of an axis agrees with the pin, if there is one."""

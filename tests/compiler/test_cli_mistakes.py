@@ -51,12 +51,11 @@ def test_models(refused: Refused, model: str, message: str) -> None:
     ('{"model_type": "llama", "hidden_size": NaN}', ""), ('{"model_type": "llama", "hidden_size": 1e400}', ""),
     ('{"model_type": "llama", "num_hidden_layers": ' + "9" * 6000 + "}", "no JSON"),
     ('{"model_type": "llama", "num_hidden_layers": 999999999999}', ""),
-    ('{"model_type": "llama", "num_hidden_layers": 0}', ""), ('{"model_type": "llama", "hidden_size": "4096"}', "")])
+    ('{"model_type": "llama", "num_hidden_layers": 0}', "has no layers"), ('{"model_type": "llama", "hidden_size": "4096"}', "")])
 def test_configurations(refused: Refused, tmp_path: Path, content: str | bytes, message: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    line = refused("plan", path, *ASK[1:])
-    assert message in line and str(path) in line
+    assert message in refused("plan", path, *ASK[1:])
 
 
 @pytest.mark.parametrize(("cluster", "message"), [
@@ -104,7 +103,7 @@ def test_cluster_files(refused: Refused, tmp_path: Path, content: str | bytes, m
     (("--micro-batches", "3"), "micro-batches 3 does not divide"), (("--seq", "4294967296"), "seq"),
     (("--global-batch", "2147483648"), "global_batch"), (("-o", "/nonexistent/x.json"), "no folder"),
     (("-o", "/tmp"), "folder"),
-    (("--workload", "offload"), "'offload' is not planned"), (("--nosuch",), "--nosuch; see meshwright plan --help"),
+    (("--workload", "offload"), "'offload' is not planned"), (("--nosuch",), "see meshwright plan --help"),
     (("--runnable-only",), "meshwright export PLAN"),
     (("--tp", "2", "--cp", "2", "--dp", "2", "--pp", "2"), "16|divide"),
     (("--galvatron-profiles", "/nonexistent", "--layers", "4", "--gpus", "8", "--memory-gb", "16"), "/nonexistent"),

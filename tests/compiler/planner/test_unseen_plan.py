@@ -65,7 +65,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_an_unseen_model_is_planned_with_the_flops_that_torch_counts(module: str) -> None:
     found = mw.plan(f"{module}:make", "1x4 h100-sxm", seq=64, global_batch=16, tp=2, pp=1)
-    assert found.predicted.fits and found.mesh.gpus == 4 and found.model.layers[0] == "table"
+    assert found.predicted.fits and found.mesh.gpus == 4 and "stack.3" in found.model.layers
     counter = FlopCounterMode(display=False)
     with counter:
         Frobnicator(**SIZES)(*tokens(1, 64, SIZES["rows"]))["loss"].backward()
