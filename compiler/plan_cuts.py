@@ -27,7 +27,7 @@ class Cut(NamedTuple):
     def shown(self) -> str:
         """The values, or the first ones and how many more."""
         more = len(self.values) - MOST_VALUES
-        return ", ".join(self.values[:MOST_VALUES]) + (f" and {more} more" if more > 0 else "")
+        return "; ".join(self.values[:MOST_VALUES]) + (f" and {more} more" if more > 0 else "")
 
 
 def cuts(left: Iterable[Left]) -> list[Cut]:
