@@ -76,6 +76,10 @@ Ban = Annotated[list[str] | None, typer.Option(help="Leave out hsdp, ring, ulyss
                                                     "to zero3, selective, full or pipeline-innermost (repeatable).")]
 
 
+Profile = Annotated[Path | None, typer.Option(help="A file of meshwright profile: its measured numbers replace the "
+                                                  "preset's.")]
+
+
 def register(app: typer.Typer, show_value: Callable[[Any], None],
              progress: Callable[[str], AbstractContextManager[None]]) -> None:
     """Add the commands; `show_value` prints a value or plain data, `progress` shows that something runs."""
@@ -107,6 +111,7 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
              gpu_price: Annotated[float | None, typer.Option(help="USD per GPU and hour.")] = None,
              pad_batch: Annotated[bool, typer.Option("--pad-batch", help="Compute some samples more where the batch "
                                                      "can't be divided; the plan shows how many.")] = False,
+             profile: Profile = None,
              runnable_only: Annotated[bool, typer.Option("--runnable-only", help="Only what can be run.")] = False,
              prove: Annotated[float | None, typer.Option(help="Seconds for CP-SAT to prove the plan optimal.")] = None,
              galvatron_profiles: Annotated[Path | None, typer.Option(help="Search under Galvatron's formulas on this "
@@ -144,7 +149,8 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
                       "recompute": (no_recompute, "none"), "interleave": (no_interleave, 1)},
                      [*(ban or []), *(["hsdp"] if no_hsdp else [])])
         request = Request(model, cluster, seq, global_batch, pins_from(pins),
-                          training_from(optimizer, precision, training or ()), mixing, imbalance, gpu_price, pad_batch)
+                          training_from(optimizer, precision, training or ()), mixing, imbalance, gpu_price, pad_batch,
+                          profile=str(profile or ""))
         with progress(f"planning {model}"):
             answer: PlanAnswer = plan_for(request, objective, target_tokens_per_s, prove)
         if answer.plan is not None and output is not None:
@@ -161,12 +167,12 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
                         progress: Callable[[str], AbstractContextManager[None]]) -> None:
     @app.command()
     def why(plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file that meshwright saved.")],
-            run_model_code: RunCode = False, as_json: Json = False) -> None:
+            profile: Profile = None, run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Say why PLAN is as it is: the best plan of every family it beat, by how much, and what held that one back."""
         from .plan_answers import why_of
 
         with progress(f"searching the families that {plan} beat"):
-            found = why_of(plan, run_model_code)
+            found = why_of(plan, run_model_code, str(profile) if profile else None)
         show_value(found.as_dict() if as_json else found)
 
     @app.command()
@@ -190,7 +196,7 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
               tp: Tp = None, cp: Cp = None, dp: Dp = None, pp: Pp = None, ep: Ep = None, zero: Zero = None,
               recompute: Recompute = None, schedule: Schedule = None, micro_batch: MicroBatch = None, ban: Ban = None,
               optimizer: Optimizer = "adamw", precision: Precision = "bf16", training: TrainingWords = None,
-              as_json: Json = False) -> None:
+              profile: Profile = None, as_json: Json = False) -> None:
         """Plan MODEL for several cluster sizes, sequence lengths or batches, as a Pareto table."""
         from .plan_sweep import sweep as swept
         from .planner.plan_model import Request, pins_from
@@ -199,7 +205,8 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
         pins = _pins({"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep, "zero": zero, "recompute": recompute,
                       "schedule": schedule, "micro_batch": micro_batch}, {}, ban or [])
         request = Request(model, cluster, seq, global_batch, pins_from(pins),
-                          training_from(optimizer, precision, training or ()), price_usd_per_gpu_hour=gpu_price)
+                          training_from(optimizer, precision, training or ()), price_usd_per_gpu_hour=gpu_price,
+                          profile=str(profile or ""))
         with progress(f"planning {model} over {over}"):
             found = swept(request, over, values, tokens)
         show_value(found.as_dict() if as_json else found)
@@ -217,15 +224,14 @@ def _register_price(app: typer.Typer, show_value: Callable[[Any], None],
               recompute: Recompute = None, schedule: Schedule = None, interleave: Interleave = None,
               micro_batch: MicroBatch = None,
               precision: Annotated[str | None, typer.Option(help="As for plan; instead of what the file says.")] = None,
-              output: Output = None,
-              as_json: Json = False) -> None:
+              profile: Profile = None, output: Output = None, as_json: Json = False) -> None:
         """Price your own layout of MODEL, without a search over others. Exit code 3: it does not fit."""
         from .plan_price import price_layout
 
         given = {"tp": tp, "cp": cp, "pp": pp, "ep": ep, "etp": etp, "zero": zero, "recompute": recompute,
                  "schedule": schedule, "interleave": interleave, "micro_batch": micro_batch}
         with progress(f"pricing {model}"):
-            answer = price_layout(model, cluster, seq, global_batch, layout, given, precision)
+            answer = price_layout(model, cluster, seq, global_batch, layout, given, precision, str(profile or ""))
         if output is not None:
             answer.plan.save(output)
         show_value(answer.as_dict() if as_json else answer)

@@ -155,10 +155,10 @@ class Why:
         return Rows(Text(self.plan.title), Text(self.binding), table, Text(note))
 
 
-def why_of(path: Path, run_model_code: bool = False) -> Why:
+def why_of(path: Path, run_model_code: bool = False, profile: str | None = None) -> Why:
     """Search the families that a plan did not take. Raises `InvalidInputError`."""
     plan, started = Plan.load(path), time.perf_counter()
-    planner = planner_of(plan, run_model_code)
+    planner = planner_of(plan, run_model_code, profile)
     searched = planner.search()
     now = planner.writer(searched)
     located = relocated(plan, searched.problem, searched.tuples)
@@ -291,13 +291,14 @@ def verified(path: Path, run_model_code: bool = False) -> Verified:
     return Verified(plan, tuple(faults), len(certificate.tuples), time.perf_counter() - started)
 
 
-def planner_of(plan: Plan, run_model_code: bool = False) -> Planner:
+def planner_of(plan: Plan, run_model_code: bool = False, profile: str | None = None) -> Planner:
     """The planner of what a plan's file says was asked. Code that a plan names as its model is imported with
-    `run_model_code` only. Raises `InvalidInputError`."""
+    `run_model_code` only. `profile`: another one than the plan's, "" for the presets. Raises `InvalidInputError`."""
     if ":" in plan.ask.model and not run_model_code:
         raise InvalidInputError(f"its model {plan.ask.model!r} is code, which a plan does not run",
                                 do="Use --run-model-code where you trust it.")
-    return Planner(request_of(plan.ask))
+    request = request_of(plan.ask)
+    return Planner(request if profile is None else replace(request, profile=profile))
 
 
 def request_of(ask: Ask) -> Request:
@@ -305,7 +306,7 @@ def request_of(ask: Ask) -> Request:
     pins: dict[str, Any] = {}
     banned: list[str] = []
     mixing = pad = False
-    optimizer, training = "adamw", list[str]()
+    optimizer, profile, training = "adamw", "", list[str]()
     for word in ask.options:
         name, _, value = word.removeprefix("--").partition(" ")
         name = name.replace("-", "_")
@@ -319,8 +320,10 @@ def request_of(ask: Ask) -> Request:
             optimizer = value
         elif name == "training":
             training.append(value)
+        elif name == "profile":
+            profile = value
         else:
             pins[name] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
     return Request(ask.model, ask.cluster, ask.seq, ask.global_batch, pins_from({**pins, "banned": banned}),
                    training_from(optimizer, words=training), mixing,
-                   ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective)
+                   ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective, profile=profile)

@@ -49,7 +49,7 @@ class Priced:
 
 
 def price_layout(model: str, cluster: str, seq: int | None, global_batch: int | None, path: Path | None,
-                 given: dict[str, Any], precision: str | None = None) -> Priced:
+                 given: dict[str, Any], precision: str | None = None, profile: str = "") -> Priced:
     """Price the layout in a file, changed by what is given. Raises `InvalidInputError` where it can't be."""
     layout = _layout(path, given)
     if precision is not None:
@@ -59,7 +59,7 @@ def price_layout(model: str, cluster: str, seq: int | None, global_batch: int | 
     training, not_priced = training_of(layout) if path is not None else (
         training_from(precision=precision or "bf16"), ())
     request = Request(model, cluster, seq or layout.seq or 4096, global_batch or layout.global_batch or 256,
-                      training=training)
+                      training=training, profile=profile)
     planner = Planner(request)
     layout = replace(layout, global_batch=request.global_batch, seq=request.seq).on(planner.cluster.gpus)
     layout = _chunked(planner, layout)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import get_args
 
-from ...cost_model.cluster import Cluster
+from ...cost_model.cluster import Cluster, size_and_device
 from ...runtime import plan as schema
 from ...runtime.errors import InvalidInputError
 from .plan_model import Answer, NothingToSearchError, Planner, Request
@@ -47,10 +47,10 @@ def best_for(request: Request, target_tokens_per_s: float | None) -> tuple[Answe
 
 def resized(request: Request, nodes: int, gpus_per_node: int | None = None) -> Request:
     """The request on another number of nodes. Raises `InvalidInputError` for clusters from a file."""
-    cluster = Planner(request).cluster
-    if request.cluster != cluster.name and not request.cluster.lower().endswith(cluster.device.name):
+    found = size_and_device(request.cluster)
+    if found is None:
         raise InvalidInputError("a cluster file has one size", expected='a cluster such as "8x8 h100-sxm" to vary')
-    return replace(request, cluster=f"{nodes}x{gpus_per_node or cluster.gpus_per_node} {cluster.device.name}")
+    return replace(request, cluster=f"{nodes}x{gpus_per_node or found[1]} {found[2].lower()}")
 
 
 def attempt(request: Request, base: Planner | None = None) -> Tried:

@@ -128,6 +128,7 @@ class PlanWriter:
         device = self.pricer.space.cluster.device.name
         if device != self.pricer.calibration.device:
             yield f"no calibration of {device} was fitted"
+        yield from self.pricer.origin.doubts
         training = self.pricer.training
         if training.fp8_recipe and training.fp8_recipe not in self.pricer.software.fp8:
             yield f"no published run with {training.fp8_recipe} products was fitted: {UNFITTED_RECIPE:g} of bf16's " \
@@ -220,7 +221,7 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
         kind.pop("capture_s", None)
     links: dict[str, Fact] = {"name": cluster.name, "nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node,
                               "device": cluster.device.name, "memory_bytes": cluster.device.memory_bytes}
-    scalars = pricer.calibration.scalars()
+    scalars: dict[str, Fact] = {**pricer.origin.facts, **pricer.calibration.scalars()}
     options: dict[str, Fact] = {"seq": ask.seq, "global_batch": ask.global_batch, "options": " ".join(ask.options)}
     return Fingerprints(model=Fingerprint(sha256=digest_of(described), facts=facts),
                         cluster=Fingerprint.of(cluster.as_dict(), links),

@@ -22,12 +22,13 @@ from ...runtime.cache import default_directory
 from ...runtime.errors import DoesNotFitError, InvalidInputError, UnknownNameError, UnsupportedError
 from ...runtime.plan_data import Fingerprints
 from ..cluster_command import load_cluster
+from ..profile_command import described_cluster
 from .captured import ModelAtAnyBatch
 from .group_search import WITHIN, GroupSearch, Searched
 from .infeasible import WhyNot, why_not
 from .plan_file import NOT_RUNNABLE, PlanWriter, fingerprints
 from .precision import refuse_precision, training_from
-from .pricing import Pricer
+from .pricing import Origin, Pricer
 from .search import Found
 from .space import Pins, Space
 
@@ -41,7 +42,8 @@ class NothingToSearchError(InvalidInputError):
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
-    one can't be divided. Raises `InvalidInputError`."""
+    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. Raises
+    `InvalidInputError`."""
 
     model: str
     cluster: str
@@ -55,6 +57,7 @@ class Request:
     pad_batch: bool = False
     objective: schema.Objective = "throughput"
     within: float = WITHIN
+    profile: str = ""
 
     def __post_init__(self) -> None:
         for name in ("seq", "global_batch"):
@@ -73,7 +76,8 @@ class Request:
         optimizer = () if self.training.optimizer == "adamw" else (f"--optimizer {self.training.optimizer}",)
         usual, own = vars(Training()), vars(self.training)
         training = (f"--training {k}={v}" for k, v in own.items() if k != "optimizer" and v != usual[k])
-        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training)
+        profile = (f"--profile {self.profile}",) if self.profile else ()
+        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training, *profile)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Planner:
 
     def __init__(self, request: Request, model: ModelAtAnyBatch | None = None) -> None:
         self.request = request
-        self.cluster: Cluster = load_cluster(request.cluster)
+        self.cluster, self.profiled = described_cluster(request.cluster, request.profile, request.training.compute)
         refuse_precision(request.training, self.cluster.device)
         self.model = model or ModelAtAnyBatch(request.model, request.seq, imbalance=request.imbalance)
 
@@ -137,7 +141,11 @@ class Planner:
 
     @cached_property
     def pricer(self) -> Pricer:
-        return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
+        made = self.profiled
+        if made is None:
+            return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
+        return Pricer(self.model, self.space, self.request.training, made.calibration, made.software,
+                      Origin(made.facts, made.doubts))
 
     def search(self) -> Searched:
         """Raises `NothingToSearchError` when the pins leave nothing."""
@@ -224,7 +232,7 @@ def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, 
          target_tokens_per_s: float | None = None, mixing: bool = False, imbalance: float = 1.0,
          runnable_only: bool = False, pad_batch: bool = False, price_usd_per_gpu_hour: float | None = None,
          optimizer: str = "adamw", precision: str = "bf16", training: Iterable[str] = (), workload: str = "training",
-         **pins: Any) -> schema.Plan:
+         profile: str | os.PathLike[str] = "", **pins: Any) -> schema.Plan:
     """The fastest parallel plan of `model` on `cluster`, with a bound that says how good it is.
 
     `model`: a preset, a Hugging Face configuration (`config.json`, its directory, or the object), or `module:callable`;
@@ -232,8 +240,9 @@ def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, 
     largest-sequence, fewest-gpus (for `target_tokens_per_s`) or energy. `pins` fix axes: `tp`, `cp`, `dp`, `pp`, `ep`,
     `etp`, `zero`, `recompute`, `schedule`, `interleave`, `micro_batches`, `micro_batch`, `banned` (names as of
     `--ban`). `mixing` lets every layer take its own layout. `precision` is one of `PRECISIONS`; `training` holds words
-    such as `"gradient_bytes=2"`. Raises `InvalidInputError` for bad input and `DoesNotFitError`, with the binding
-    constraint and a change that fits, when nothing fits.
+    such as `"gradient_bytes=2"`. `profile` is a file of `meshwright profile`, whose numbers replace the presets'.
+    Raises `InvalidInputError` for bad input and `DoesNotFitError`, with the binding constraint and a change that fits,
+    when nothing fits.
     """
     from .objectives import OBJECTIVES, best_for
 
@@ -244,7 +253,7 @@ def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, 
         raise UnknownNameError("objective", objective, OBJECTIVES)
     request = Request(_model_name(model), _cluster_name(cluster), seq, global_batch, pins_from(pins),
                       training_from(optimizer, precision, training), mixing, imbalance, price_usd_per_gpu_hour,
-                      pad_batch, objective)  # type: ignore[arg-type]
+                      pad_batch, objective, profile=os.fspath(profile))  # type: ignore[arg-type]
     answer, _ = best_for(request, target_tokens_per_s)
     if answer.plan is None:
         assert answer.why_not is not None

@@ -11,7 +11,7 @@ no others: its bound holds for the full ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
@@ -49,6 +49,14 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where scalars come from that are not the committed ones: `facts` for fingerprints, and what to doubt."""
+
+    facts: Mapping[str, str | float]
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class GroupTables:
     """The tables of a group: per kind its choices; moves between layouts."""
 
@@ -81,7 +89,8 @@ class Pricer:
     """Prices of one model on one cluster; equal questions are answered once."""
 
     def __init__(self, model: ModelAtAnyBatch, space: Space, training: Training, calibration: Calibration,
-                 software: Software | None = None) -> None:
+                 software: Software | None = None, origin: Origin | None = None) -> None:
+        self.origin = origin or Origin({})
         self.model, self.space, self.training, self.calibration = model, space, training, calibration
         self.software = software or committed_software()
         self.rates = Rates(space.cluster.device, calibration, self.software, training)
