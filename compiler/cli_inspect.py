@@ -92,7 +92,7 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
 
         found = opened(plan, stored, allow_edited, run_model_code, profile)
         if why:
-            from .plan_answers import why_of
+            from .plan_why import why_of
 
             with progress(f"searching the families that {plan} beat"):
                 found = found.with_beaten(why_of(plan, run_model_code, str(profile) if profile else None).beaten)

@@ -62,6 +62,9 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=(
 Cluster = Annotated[str, typer.Option(help='Nodes x GPUs per node and a device, such as "8x8 h100-sxm", or a cluster '
                                            "file (YAML).")]
 Seq = Annotated[int, typer.Option(min=1, help="Tokens per sequence.")]
+AllocatorShare = Annotated[float | None, typer.Option(min=0, max=10, help=(
+    "Margin for fragmentation, as a share of activations, working set and buffers (default 0.12: what published peaks "
+    "are above predicted ones in the median)."))]
 Batch = Annotated[int, typer.Option(min=1, help="Samples of a step, over all GPUs.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", callback=_file, help="Write the plan.")]
 Precision = Annotated[str, typer.Option(help="Number format of products: bf16, fp16, fp32, fp8-tensorwise, "
@@ -73,7 +76,8 @@ TrainingWords = Annotated[list[str] | None, typer.Option("--training", help="fie
 Workload = Annotated[str, typer.Option(help="training; inference, lora and offload are not planned, and are refused "
                                             "with what to do instead.")]
 Ban = Annotated[list[str] | None, typer.Option(help="Leave out hsdp, ring, ulysses, gpipe, interleaved, zb-h1, zero0 "
-                                                    "to zero3, selective, full or pipeline-innermost (repeatable).")]
+                                                    "to zero3, selective, full or pipeline-innermost; or tp1, cp1, "
+                                                    "pp1, ep1: only plans that use the axis (repeatable).")]
 
 
 Profile = Annotated[Path | None, typer.Option(help="A file of meshwright profile: its measured numbers replace the "
@@ -95,8 +99,9 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
              cluster: Annotated[str | None, typer.Option(help='Such as "8x8 h100-sxm", or a file (YAML).')] = None,
              seq: Seq = 4096, global_batch: Batch = 256, output: Output = None,
              objective: Annotated[str, typer.Option(help="throughput, largest-batch, largest-sequence, fewest-gpus or "
-                                                         "energy.")] = "throughput",
-             target_tokens_per_s: Annotated[float | None, typer.Option(help="For fewest-gpus.")] = None,
+                                                         "energy (at most: rated power x time).")] = "throughput",
+             target_tokens_per_s: Annotated[float | None, typer.Option(help="For fewest-gpus; without it, the fewest "
+                                                                       "that fit.")] = None,
              tp: Tp = None, cp: Cp = None, dp: Dp = None, pp: Pp = None, ep: Ep = None, etp: Etp = None,
              zero: Zero = None,
              recompute: Recompute = None, schedule: Schedule = None,
@@ -106,7 +111,7 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
              no_hsdp: NoHsdp = False, ban: Ban = None,
              mixing: Annotated[bool, typer.Option("--mixing", help="Let every layer take its own layout.")] = False,
              optimizer: Optimizer = "adamw", precision: Precision = "bf16", training: TrainingWords = None,
-             workload: Workload = "training",
+             workload: Workload = "training", allocator_share: AllocatorShare = None,
              imbalance: Annotated[float, typer.Option(help="Rows that experts get, over the mean.")] = 1.0,
              gpu_price: Annotated[float | None, typer.Option(help="USD per GPU and hour.")] = None,
              pad_batch: Annotated[bool, typer.Option("--pad-batch", help="Compute some samples more where the batch "
@@ -150,7 +155,7 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
                      [*(ban or []), *(["hsdp"] if no_hsdp else [])])
         request = Request(model, cluster, seq, global_batch, pins_from(pins),
                           training_from(optimizer, precision, training or ()), mixing, imbalance, gpu_price, pad_batch,
-                          profile=str(profile or ""))
+                          profile=str(profile or ""), allocator_share=_margin(allocator_share))
         with progress(f"planning {model}"):
             answer: PlanAnswer = plan_for(request, objective, target_tokens_per_s, prove)
         if answer.plan is not None and output is not None:
@@ -169,7 +174,7 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
     def why(plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file that meshwright saved.")],
             profile: Profile = None, run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Say why PLAN is as it is: the best plan of every family it beat, by how much, and what held that one back."""
-        from .plan_answers import why_of
+        from .plan_why import why_of
 
         with progress(f"searching the families that {plan} beat"):
             found = why_of(plan, run_model_code, str(profile) if profile else None)
@@ -224,19 +229,27 @@ def _register_price(app: typer.Typer, show_value: Callable[[Any], None],
               recompute: Recompute = None, schedule: Schedule = None, interleave: Interleave = None,
               micro_batch: MicroBatch = None,
               precision: Annotated[str | None, typer.Option(help="As for plan; instead of what the file says.")] = None,
-              profile: Profile = None, output: Output = None, as_json: Json = False) -> None:
+              profile: Profile = None, allocator_share: AllocatorShare = None, output: Output = None,
+              as_json: Json = False) -> None:
         """Price your own layout of MODEL, without a search over others. Exit code 3: it does not fit."""
         from .plan_price import price_layout
 
         given = {"tp": tp, "cp": cp, "pp": pp, "ep": ep, "etp": etp, "zero": zero, "recompute": recompute,
                  "schedule": schedule, "interleave": interleave, "micro_batch": micro_batch}
         with progress(f"pricing {model}"):
-            answer = price_layout(model, cluster, seq, global_batch, layout, given, precision, str(profile or ""))
+            answer = price_layout(model, cluster, seq, global_batch, layout, given, precision, str(profile or ""),
+                                  _margin(allocator_share))
         if output is not None:
             answer.plan.save(output)
         show_value(answer.as_dict() if as_json else answer)
         if not answer.plan.predicted.fits:
             raise typer.Exit(DOES_NOT_FIT)
+
+
+def _margin(share: float | None) -> float:
+    from ..cost_model.layer_memory import ALLOCATOR_SHARE
+
+    return ALLOCATOR_SHARE if share is None else share
 
 
 def _pins(values: dict[str, Any], off: dict[str, tuple[bool, Any]], banned: list[str]) -> dict[str, Any]:

@@ -38,6 +38,11 @@ Sources, with what they say (TFLOP/s; a star: given with sparsity, halved here)
            and twice 5120 bytes per clock). Assumptions: all H100 and H200 parts share the die and that figure; B200
            to GB300 have two dies of that kind, so twice; the RTX 4090's is five times its memory's (nothing
            published; the A100-80's is 3.5 times, its cache is half as large).
+  [torch]  Memory that torch can use, as its out-of-memory messages state the "total capacity": the GB of data sheets
+           are nearly GiB. The least that public reports have of each part: H100 79.11 GiB (vllm-project/vllm issue
+           27508; others 79.18 and 79.19), A100 79.14 and 39.38 (79.25 and 39.56 with other drivers), V100 31.73, RTX
+           4090 23.52, H200 139.72, B200 178.35, GB200 184.31, H100 of 96 GB 95.00. GB300: the 297,021,079,552
+           bytes of [B300]'s query. Assumptions: H100 PCIe as SXM, of the B300's 270 as much as of the B200's 180.
   [SFU]    CUDA C programming guide, throughput of arithmetic instructions: 16 special functions per SM and clock on
            Volta. Assumptions: the same on every later part, division and square root through the same units. Verda,
            "NVIDIA GB300 NVL72: GPU Architecture & Performance", gives the B200 and GB200 5 · 10¹² exponentials per
@@ -63,6 +68,7 @@ from collections.abc import Mapping
 from .device import Device, ElementRates, MemoryLevel
 
 GB = 1e9
+GIB = 2**30
 TERA = 1e12
 MIB = 2**20
 
@@ -83,13 +89,17 @@ def _gpu(name: str, *, peaks_tflops: Mapping[str, float], memory_gb: float, memo
         # uncoalesced accesses are counted in bytes, and a GPU runs dependent steps of many rows side by side
         rates=ElementRates(simple_per_s, special_per_s, exponentials_per_s, simple_per_s, simple_per_s),
         eager_op_s=5e-6, eager_view_s=2e-6, kernel_launch_s=0.5e-6,  # assumptions
-        memory_bytes=memory_gb * GB, efficiency=_EFFICIENCY)
+        memory_bytes=CAPACITY_GIB[name] * GIB if name in CAPACITY_GIB else memory_gb * GB, efficiency=_EFFICIENCY)
 
 
 _AMPERE_TFLOPS = {"float64": 19.5, "float32": 19.5, "tfloat32": 156.0, "bfloat16": 312.0, "float16": 312.0,
                   "int8": 624.0}  # [A100]
 _HOPPER_TFLOPS = {"float64": 67.0, "float32": 67.0, "tfloat32": 494.7, "bfloat16": 989.4, "float16": 989.4,
                   "float8_e4m3fn": 1978.9, "float8_e5m2": 1978.9, "int8": 1978.9}  # [H100], [H200]
+
+CAPACITY_GIB = {"v100": 31.73, "a100-40": 39.38, "a100-80": 79.14, "h100-sxm": 79.11, "h100-pcie": 79.11,
+                "h100-96-hbm2e": 95.0, "h200": 139.72, "rtx-4090": 23.52, "b200": 178.35, "gb200": 184.31,
+                "b300": 267.5, "gb300": 276.62}  # [torch]
 
 PRESETS: dict[str, Device] = {d.name: d for d in (
     _gpu("a100-80", peaks_tflops=_AMPERE_TFLOPS,

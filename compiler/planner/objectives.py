@@ -5,8 +5,13 @@
     largest-sequence    the longest sequence tried that fits, in steps of 1,024 tokens: doubled from the asked one, then
                         halved between the last that fits and the first that does not, down to an eighth
     fewest-gpus         the fewest GPUs that reach `target_tokens_per_s`, or without a target that fit at all: divisors
-                        of a node's GPUs, then every number of nodes, upward
-    energy              of the divisors of a node's GPUs and of the number of nodes, the one of least energy per step
+                        of a node's GPUs, then every number of nodes, upward; only those whose memory suffices are
+                        searched, and those whose peak does
+    energy              of the divisors of a node's GPUs and of the number of nodes, the one of least energy per step.
+                        Energy is the GPUs' rated power × time, an upper bound: 8 H100 drew 76 to 82 % of a node's rated
+                        power in training (Latif et al., arXiv:2412.08602; Newkirk et al., arXiv:2506.14551, who find
+                        estimates from rated power 27 to 37 % off). What waiting GPUs draw was not published for these
+                        devices, so the least energy is the least GPU time
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from typing import get_args
 from ...cost_model.cluster import Cluster, size_and_device
 from ...runtime import plan as schema
 from ...runtime.errors import InvalidInputError
+from .infeasible import fits, too_few
 from .plan_model import Answer, NothingToSearchError, Planner, Request
 from .space import divisors
 
@@ -132,7 +138,11 @@ def _fewest_gpus(request: Request, target: float | None) -> tuple[Answer, tuple[
         if target is not None and most is not None and most < target:
             steps.append(f"{nodes * gpus} GPUs: at most {most:,.0f} tokens/s at their peak")
             continue
-        answer, reason = attempt(resized(request, nodes, gpus), base)
+        other = resized(request, nodes, gpus)
+        if _lacks_memory(base.with_request(**vars(other))):
+            steps.append(f"{nodes * gpus} GPUs: no plan fits")
+            continue
+        answer, reason = attempt(other, base)
         if answer is None or answer.plan is None:
             steps.append(f"{nodes * gpus} GPUs: {reason}")
             continue
@@ -144,6 +154,13 @@ def _fewest_gpus(request: Request, target: float | None) -> tuple[Answer, tuple[
         raise InvalidInputError(f"{base.cluster.name} does not reach {target:,.0f} tokens/s ({'; '.join(steps[-3:])})",
                                 do="Allow more nodes.")
     return base.solve(), tuple(steps)
+
+
+def _lacks_memory(planner: Planner) -> bool:
+    """Whether layouts are left, and none of them fits."""
+    if too_few(planner, planner.cluster.gpus):
+        return True
+    return any(True for _ in planner.space.groups()) and not fits(planner)
 
 
 def _most_tokens_per_s(base: Planner, gpus: int) -> float | None:

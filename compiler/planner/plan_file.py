@@ -23,6 +23,7 @@ from ...runtime.plan_predictions import (
 )
 from .bound import INFINITE
 from .captured import ModelAtAnyBatch, digest_of
+from .confidence import band_of, doubts
 from .evaluate import Evaluation, evaluate
 from .group_search import Searched
 from .pricing import Pricer
@@ -122,19 +123,18 @@ class PlanWriter:
                 self.problem.outers[plan.outer].p) == stage]) for stage in range(len(evaluation.costs))),
             layers=tuple(self._range_price(plan, own) for own in ranges),
             reshard_ns=sum(self._resharding(plan)) * self.problem.outers[plan.outer].m,
-            low_confidence=tuple(self._doubts(mfu)))
+            error_band=band_of(self.pricer, self.description),
+            low_confidence=tuple(self._doubts(plan, evaluation, layers, mfu)))
 
-    def _doubts(self, mfu: float | None) -> Iterator[str]:
-        device = self.pricer.space.cluster.device.name
-        if device != self.pricer.calibration.device:
-            yield f"no calibration of {device} was fitted"
+    def _doubts(self, plan: Plan, evaluation: Evaluation, layers: Sequence[_Layer], mfu: float | None) -> Iterator[str]:
+        yield from doubts(self.pricer, self.description, self.problem.outers[plan.outer],
+                          [la.strategy for la in layers], evaluation.costs, evaluation.step_ns)
         yield from self.pricer.origin.doubts
-        training = self.pricer.training
+        training, device = self.pricer.training, self.pricer.space.cluster.device
         if training.fp8_recipe and training.fp8_recipe not in self.pricer.software.fp8:
-            yield f"no published run with {training.fp8_recipe} products was fitted: {UNFITTED_RECIPE:g} of bf16's " \
-                  "efficiency is assumed of their peak"
-        if training.compute not in self.pricer.space.cluster.device.peak_flops_per_s:
-            yield f"{device} has no {training.compute} products: they take as long as float32's (see --precision)"
+            yield f"{training.fp8_recipe} products: {UNFITTED_RECIPE:g} of bf16's efficiency is assumed of their peak"
+        if training.compute not in device.peak_flops_per_s:
+            yield f"{device.name} has no {training.compute} products: they take as long as float32's (see --precision)"
         if mfu is not None and mfu > 1:
             yield f"the model's FLOPs would take {mfu:.0%} of the GPUs' bf16 peak: left out as an MFU"
 
@@ -169,9 +169,12 @@ class PlanWriter:
         gradients = int(sum(la.price.memory.gradients_bytes for la in own))
         widest = max(own, key=lambda la: la.price.memory.transient_bytes + la.price.memory.communication_bytes)
         buffers = int(widest.price.memory.communication_bytes)
+        share = self.pricer.allocator_share  # the tables hold every dynamic byte 1 + share times
+        activations, widest_bytes = (int(n / (1 + share)) for n in (held.activation_bytes, held.transient_bytes))
         return {"weights": weights, "gradients": gradients,
-                "optimizer": max(0, held.static_bytes - weights - gradients), "activations": held.activation_bytes,
-                "working-set": max(0, held.transient_bytes - buffers), "communication": buffers,
+                "optimizer": max(0, held.static_bytes - weights - gradients), "activations": activations,
+                "working-set": max(0, widest_bytes - buffers), "communication": min(buffers, widest_bytes),
+                "allocator": held.activation_bytes + held.transient_bytes - activations - widest_bytes,
                 "context": round(FIXED_CONTEXT_BYTES)}
 
     def _range_price(self, plan: Plan, own: Sequence[_Layer]) -> RangePrediction:
@@ -221,7 +224,8 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
         kind.pop("capture_s", None)
     links: dict[str, Fact] = {"name": cluster.name, "nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node,
                               "device": cluster.device.name, "memory_bytes": cluster.device.memory_bytes}
-    scalars: dict[str, Fact] = {**pricer.origin.facts, **pricer.calibration.scalars()}
+    scalars: dict[str, Fact] = {**pricer.origin.facts, **pricer.calibration.scalars(),
+                                "allocator_share": pricer.allocator_share}
     options: dict[str, Fact] = {"seq": ask.seq, "global_batch": ask.global_batch, "options": " ".join(ask.options)}
     return Fingerprints(model=Fingerprint(sha256=digest_of(described), facts=facts),
                         cluster=Fingerprint.of(cluster.as_dict(), links),

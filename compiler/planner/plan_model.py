@@ -16,6 +16,7 @@ from typing import Any
 
 from ...cost_model.calibration import calibration_for
 from ...cost_model.cluster import Cluster
+from ...cost_model.layer_memory import ALLOCATOR_SHARE
 from ...cost_model.strategy import Training
 from ...runtime import plan as schema
 from ...runtime.cache import default_directory
@@ -42,7 +43,8 @@ class NothingToSearchError(InvalidInputError):
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
-    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. Raises
+    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. `allocator_share`:
+    margin on top of what comes and goes in memory. Raises
     `InvalidInputError`."""
 
     model: str
@@ -58,6 +60,7 @@ class Request:
     objective: schema.Objective = "throughput"
     within: float = WITHIN
     profile: str = ""
+    allocator_share: float = ALLOCATOR_SHARE
 
     def __post_init__(self) -> None:
         for name in ("seq", "global_batch"):
@@ -66,6 +69,8 @@ class Request:
                 raise InvalidInputError(f"{name} {value!r}", expected="a whole number of at least 1")
         if not 1 <= self.imbalance <= 1000:
             raise InvalidInputError(f"imbalance {self.imbalance:g}", expected="1 to 1000")
+        if not 0 <= self.allocator_share <= 10:
+            raise InvalidInputError(f"allocator share {self.allocator_share:g}", expected="0 to 10")
         price = self.price_usd_per_gpu_hour
         if price is not None and not 0 <= price < 1e6:
             raise InvalidInputError(f"a GPU price of {price:g} USD an hour", expected="0 or more")
@@ -77,7 +82,8 @@ class Request:
         usual, own = vars(Training()), vars(self.training)
         training = (f"--training {k}={v}" for k, v in own.items() if k != "optimizer" and v != usual[k])
         profile = (f"--profile {self.profile}",) if self.profile else ()
-        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training, *profile)
+        share = () if self.allocator_share == ALLOCATOR_SHARE else (f"--allocator-share {self.allocator_share}",)
+        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training, *profile, *share)
 
 
 @dataclass(frozen=True)
@@ -141,11 +147,12 @@ class Planner:
 
     @cached_property
     def pricer(self) -> Pricer:
-        made = self.profiled
+        made, share = self.profiled, self.request.allocator_share
         if made is None:
-            return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
+            return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name),
+                          allocator_share=share)
         return Pricer(self.model, self.space, self.request.training, made.calibration, made.software,
-                      Origin(made.facts, made.doubts))
+                      Origin(made.facts, made.doubts), share)
 
     def search(self) -> Searched:
         """Raises `NothingToSearchError` when the pins leave nothing."""
@@ -196,7 +203,9 @@ class Planner:
         searched = self.search()
         plan = self.write(searched) if isinstance(searched.result, Found) else None
         reason = None if plan is not None or not explain else why_not(self)
-        return Answer(self.request, self, searched, plan, reason, captured - started, time.perf_counter() - captured)
+        again = reason.capture_s if reason else 0.0
+        return Answer(self.request, self, searched, plan, reason, captured - started + again,
+                      time.perf_counter() - captured - again)
 
     def write(self, searched: Searched) -> schema.Plan:
         """The plan file of what was found."""
@@ -232,7 +241,7 @@ def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, 
          target_tokens_per_s: float | None = None, mixing: bool = False, imbalance: float = 1.0,
          runnable_only: bool = False, pad_batch: bool = False, price_usd_per_gpu_hour: float | None = None,
          optimizer: str = "adamw", precision: str = "bf16", training: Iterable[str] = (), workload: str = "training",
-         profile: str | os.PathLike[str] = "", **pins: Any) -> schema.Plan:
+         profile: str | os.PathLike[str] = "", allocator_share: float = ALLOCATOR_SHARE, **pins: Any) -> schema.Plan:
     """The fastest parallel plan of `model` on `cluster`, with a bound that says how good it is.
 
     `model`: a preset, a Hugging Face configuration (`config.json`, its directory, or the object), or `module:callable`;
@@ -241,8 +250,8 @@ def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, 
     `etp`, `zero`, `recompute`, `schedule`, `interleave`, `micro_batches`, `micro_batch`, `banned` (names as of
     `--ban`). `mixing` lets every layer take its own layout. `precision` is one of `PRECISIONS`; `training` holds words
     such as `"gradient_bytes=2"`. `profile` is a file of `meshwright profile`, whose numbers replace the presets'.
-    Raises `InvalidInputError` for bad input and `DoesNotFitError`, with the binding constraint and a change that fits,
-    when nothing fits.
+    `allocator_share`: margin for fragmentation, of what comes and goes in memory. Raises `InvalidInputError` for bad
+    input and `DoesNotFitError`, with the binding constraint and a change that fits, when nothing fits.
     """
     from .objectives import OBJECTIVES, best_for
 
@@ -253,7 +262,8 @@ def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, 
         raise UnknownNameError("objective", objective, OBJECTIVES)
     request = Request(_model_name(model), _cluster_name(cluster), seq, global_batch, pins_from(pins),
                       training_from(optimizer, precision, training), mixing, imbalance, price_usd_per_gpu_hour,
-                      pad_batch, objective, profile=os.fspath(profile))  # type: ignore[arg-type]
+                      pad_batch, objective, profile=os.fspath(profile),  # type: ignore[arg-type]
+                      allocator_share=allocator_share)
     answer, _ = best_for(request, target_tokens_per_s)
     if answer.plan is None:
         assert answer.why_not is not None

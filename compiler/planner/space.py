@@ -30,7 +30,7 @@ UNEVEN = 8  # interleaved: at most one part in so many is a layer longer or shor
 INNERMOST_PIPELINE = ("pp", "tp", "cp", "dp")
 MODES: tuple[RecomputeMode, ...] = ("none", "selective", "full")
 BANS = ("hsdp", "ring", "ulysses", "gpipe", "1f1b", "interleaved", "zb-h1", "zero0", "zero1", "zero2", "zero3",
-        "selective", "full", "pipeline-innermost")
+        "selective", "full", "pipeline-innermost", "tp1", "cp1", "pp1", "ep1")  # tp1: only plans that use tp
 
 
 class Layout(NamedTuple):
@@ -40,6 +40,11 @@ class Layout(NamedTuple):
     cp: int
     cp_kind: CpKind
     dp: int
+
+    @classmethod
+    def of(cls, s: LayerStrategy) -> Layout:
+        """The one that a strategy has."""
+        return cls(s.tp, s.cp, s.cp_kind if s.cp > 1 else "ring", s.dp)
 
     @property
     def title(self) -> str:
@@ -86,8 +91,12 @@ class Pins:
             raise InvalidInputError("bans of all ZeRO stages", expected="zero0 or another one left")
 
     def allows(self, axis: str, value: Any) -> bool:
-        """Whether a value of an axis agrees with the pin, if there is one."""
-        return getattr(self, axis) in (None, value)
+        """Whether a value of an axis agrees with the pin, if there is one, and is not banned."""
+        return getattr(self, axis) in (None, value) and f"{axis}{value}" not in self.banned
+
+    def reason(self, axis: str, value: Any) -> str:
+        """Why it is not allowed."""
+        return "banned" if f"{axis}{value}" in self.banned else f"pinned to {getattr(self, axis)}"
 
     def words(self) -> tuple[str, ...]:
         """As on the command line."""
@@ -151,7 +160,7 @@ class Space:
         gpus, layers = self.cluster.gpus, len(self.order)
         for p in divisors(gpus):
             if not self.pins.allows("pp", p):
-                self.leave("pp", p, f"pinned to {self.pins.pp}")
+                self.leave("pp", p, self.pins.reason("pp", p))
             elif p > layers:
                 self.leave("pp", p, f"{layers} layers for {p} stages")
             else:
@@ -218,7 +227,7 @@ class Space:
         found = []
         for tp in divisors(gpus):
             if not self.pins.allows("tp", tp):
-                self.leave("tp", tp, f"pinned to {self.pins.tp}")
+                self.leave("tp", tp, self.pins.reason("tp", tp))
                 continue
             near = self.cluster.levels[0].group_size
             if tp > near > 1 and self.pins.tp is None:
@@ -236,8 +245,8 @@ class Space:
     def _cp_kinds(self, gpus: int, m: int, tp: int, cp: int) -> Iterator[CpKind]:
         dp = gpus // tp // cp
         if not self.pins.allows("cp", cp) or not self.pins.allows("dp", dp):
-            pinned = "cp" if not self.pins.allows("cp", cp) else "dp"
-            self.leave(pinned, cp if pinned == "cp" else dp, f"pinned to {getattr(self.pins, pinned)}")
+            pinned, value = ("cp", cp) if not self.pins.allows("cp", cp) else ("dp", dp)
+            self.leave(pinned, value, self.pins.reason(pinned, value))
             return
         if self.global_batch % (m * dp):
             if self.global_batch % dp:
@@ -258,7 +267,8 @@ class Space:
             yield "ring"
             return
         more = next((q for q in _primes(cp) if self.global_batch % (m * dp * q) == 0), None)
-        if more is not None and self.pins.cp is None and self.pins.dp is None and self.pins.micro_batch is None:
+        free = self.pins.cp is None and self.pins.dp is None and self.pins.micro_batch is None
+        if more is not None and free and "cp1" not in self.pins.banned:
             self.leave("cp", f"{cp} at dp {dp}, m {m}", f"dp {dp * more} and cp {cp // more} do the same work with "
                                                         "less communication: the batch has samples enough")
             return
@@ -319,7 +329,7 @@ class Space:
                 elif self.pins.allows("ep", ep):
                     yield ep, etp
                 else:
-                    self.leave("ep", ep, f"pinned to {self.pins.ep}")
+                    self.leave("ep", ep, self.pins.reason("ep", ep))
 
     def strategies(self, kind: LayerKind, layout: Layout, ep: int, etp: int) -> Iterator[LayerStrategy]:
         """What is free per layer, simplest first."""
