@@ -9,13 +9,14 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from ..runtime.errors import InvalidInputError, MeshwrightError
 from .cli_inspect import register as register_inspection
 from .cli_plan import register as register_planning
+from .cli_profile import register as register_profiling
 
 app = typer.Typer(name="meshwright", no_args_is_help=True, rich_markup_mode=None, add_completion=False,
                   pretty_exceptions_enable=False, help="Compile PyTorch models and show what was done.")
@@ -106,11 +107,13 @@ def cluster(description: Annotated[str, typer.Argument(metavar="CLUSTER", help=C
             mesh: Annotated[str | None, typer.Option(help="Groups to price: the axes of a mesh with their degrees, "
                                                           "neighbouring ranks first, such as tp=8,dp=8; by default "
                                                           "groups of consecutive GPUs.")] = None,
+            profile: Annotated[Path | None, typer.Option(help="A file of meshwright profile: its measured numbers "
+                                                              "replace the preset's.")] = None,
             as_json: Json = False) -> None:
     """Print the links of CLUSTER, how groups lie in it and how long their collectives take."""
     from .cluster_command import describe
 
-    found = describe(description, mesh)
+    found = describe(description, mesh, str(profile or ""))
     _print(found.as_dict() if as_json else found)
 
 
@@ -148,13 +151,30 @@ def _write(path: Path, text: str) -> None:
 
 register_planning(app, _print, progress)
 register_inspection(app, _print, progress)
+register_profiling(app, _print)
 
 
 def main() -> None:
-    """Run the command line. Mistakes are one line on stderr and exit code 2."""
+    """Run the command line. Mistakes are one line on stderr and exit code 2, those of the command line itself too."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        app()
+        code = app(standalone_mode=False, prog_name="meshwright")
     except MeshwrightError as error:
-        print(f"meshwright: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except typer.Abort:
+        sys.exit(1)
+    except Exception as error:  # typer brings a copy of click, whose errors have no public name
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message(), file=sys.stderr)
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        _refuse(f"{message().rstrip('.')}; see {context.command_path if context else 'meshwright'} --help")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"meshwright: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

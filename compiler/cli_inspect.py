@@ -23,6 +23,8 @@ Stored = Annotated[bool, typer.Option("--stored", help="Show the file's predicti
                                                       "plan again.")]
 RunCode = Annotated[bool, typer.Option("--run-model-code", help="Import the model where PLAN names it as "
                                                                 "module:callable.")]
+Profile = Annotated[Path | None, typer.Option(help="Price under this file of meshwright profile instead of what "
+                                                  "PLAN was made under.")]
 
 
 def _file(path: Path | None) -> Path | None:
@@ -45,20 +47,23 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
              progress: Callable[[str], AbstractContextManager[None]]) -> None:
     """Add the commands; `show_value` prints a value or plain data, `progress` shows that something runs."""
 
-    def opened(path: Path, stored: bool, edited: bool, code: bool) -> Shown:
+    def opened(path: Path, stored: bool, edited: bool, code: bool, profile: Path | None) -> Shown:
         from .plan_files import open_plan, priced_plan
 
+        if stored and profile is not None:
+            raise InvalidInputError("--stored and --profile", expected="one of them")
         if stored:
             return open_plan(path, allow_edited=edited)
         with progress(f"pricing {path}"):
-            return priced_plan(path, allow_edited=edited, run_model_code=code)
+            return priced_plan(path, allow_edited=edited, run_model_code=code,
+                               profile=str(profile) if profile else None)
 
     @app.command()
-    def show(plan: PlanFile, trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
-             run_model_code: RunCode = False, as_json: Json = False) -> None:
+    def show(plan: PlanFile, trace: Trace = None, profile: Profile = None, stored: Stored = False,
+             allow_edited: Edited = False, run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Print PLAN, priced again: strategy per layer group, time, memory against the limit, what to doubt. Exit code
         3: does not fit."""
-        found = opened(plan, stored, allow_edited, run_model_code)
+        found = opened(plan, stored, allow_edited, run_model_code, profile)
         _write_trace(trace, found.plan)
         show_value(found.as_dict() if as_json else found)
         if not found.fits:
@@ -67,30 +72,30 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
     @app.command()
     def diff(a: Annotated[Path, typer.Argument(metavar="A", help="A plan file.")],
              b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-             stored: Stored = False, allow_edited: Edited = False, run_model_code: RunCode = False,
-             as_json: Json = False) -> None:
+             profile: Profile = None, stored: Stored = False, allow_edited: Edited = False,
+             run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Print what two plans do differently, layer by layer, and what that is predicted to change."""
         from .plan_files import diff as compared
 
-        found = compared(*(opened(path, stored, allow_edited, run_model_code) for path in (a, b)))
+        found = compared(*(opened(path, stored, allow_edited, run_model_code, profile) for path in (a, b)))
         show_value(found.as_dict() if as_json else found)
 
     @app.command()
     def report(plan: PlanFile, output: Page,
                why: Annotated[bool, typer.Option("--why", help="Also search the families that PLAN beat; takes as long "
                                                                "as meshwright why.")] = False,
-               trace: Trace = None, stored: Stored = False, allow_edited: Edited = False,
+               trace: Trace = None, profile: Profile = None, stored: Stored = False, allow_edited: Edited = False,
                run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Write PLAN, priced again, as one HTML page that opens offline: pipeline, memory, costs, search."""
         from ..runtime.plan import write_atomically
         from .plan_page import plan_page
 
-        found = opened(plan, stored, allow_edited, run_model_code)
+        found = opened(plan, stored, allow_edited, run_model_code, profile)
         if why:
             from .plan_why import why_of
 
             with progress(f"searching the families that {plan} beat"):
-                found = found.with_beaten(why_of(plan, run_model_code).beaten)
+                found = found.with_beaten(why_of(plan, run_model_code, str(profile) if profile else None).beaten)
         _write_trace(trace, found.plan)
         page = plan_page(found)
         write_atomically(output, page)

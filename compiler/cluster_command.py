@@ -80,10 +80,13 @@ def load_cluster(description: str) -> Cluster:
         raise InvalidInputError(str(error)) from None
 
 
-def describe(description: str, mesh: str | None = None) -> ClusterReport:
+def describe(description: str, mesh: str | None = None, profile: str = "") -> ClusterReport:
     """The cluster and the times of every collective: over consecutive GPUs, or over the axes of `mesh`, such as
-    `"tp=8,dp=8"` with the axis of neighbouring ranks first. Raises `InvalidInputError`."""
-    cluster = load_cluster(description)
+    `"tp=8,dp=8"` with the axis of neighbouring ranks first. `profile`: a file of measured numbers for the presets'
+    place. Raises `InvalidInputError`."""
+    from .profile_command import described_cluster
+
+    cluster, _ = described_cluster(description, profile, "bfloat16")
     try:
         groups = _mesh_groups(cluster, mesh) if mesh is not None else \
             {f"{n} GPUs": Group.contiguous(cluster, n) for n in group_sizes(cluster)}

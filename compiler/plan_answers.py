@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from ..cost_model.layer_memory import ALLOCATOR_SHARE
 from ..runtime.errors import InvalidInputError, UnknownNameError
 from ..runtime.plan import Ask, Plan
 from ..runtime.plan_table import confidence, tight
+from .plan_cuts import cuts_table
 from .planner.bound import Bound
 from .planner.evaluate import evaluate
 from .planner.group_search import priced_in_full, rebuilt
 from .planner.objectives import OBJECTIVES, best_for
-from .planner.plan_model import Answer, Planner, Request, pins_from, training_from, training_with
+from .planner.plan_model import Answer, Planner, Request, pins_from
+from .planner.precision import training_from
 from .planner.pricing import RELAXED, Relaxed
 from .planner.prove import Proof, prove
 from .planner.reprice import reprice
@@ -66,12 +67,12 @@ class PlanAnswer:
         counts = ", ".join(f"{certificate.count(s)} {s}" for s in ("solved", "searched", "bounded", "infeasible")
                            if certificate.count(s))
         lines = [*self.steps, f"at most {a.plan.gap:.2%} above the best plan of the space: {len(certificate.tuples)} "
-                 f"outer tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists the "
-                 "reasons)"]
+                 f"outer tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists each)"]
         if self.proof is not None:
             lines.append(f"CP-SAT: {self.proof.sentence()}")
         lines.append(f"captured in {a.capture_s:.1f} s, searched in {a.search_s:.1f} s")
-        return Rows(a.plan.table(), *(Text(line) for line in lines))
+        left = [cuts_table(a.planner.space.left)] if a.planner.space.left else []
+        return Rows(a.plan.table(), *left, *(Text(line) for line in lines))
 
 
 def plan_for(request: Request, objective: str, target_tokens_per_s: float | None, prove_s: float | None) -> PlanAnswer:
@@ -178,13 +179,14 @@ def _price_faults(plan: Plan, planner: Planner) -> list[str]:
     return []
 
 
-def planner_of(plan: Plan, run_model_code: bool = False) -> Planner:
+def planner_of(plan: Plan, run_model_code: bool = False, profile: str | None = None) -> Planner:
     """The planner of what a plan's file says was asked. Code that a plan names as its model is imported with
-    `run_model_code` only. Raises `InvalidInputError`."""
+    `run_model_code` only. `profile`: another one than the plan's, "" for the presets. Raises `InvalidInputError`."""
     if ":" in plan.ask.model and not run_model_code:
         raise InvalidInputError(f"its model {plan.ask.model!r} is code, which a plan does not run",
                                 do="Use --run-model-code where you trust it.")
-    return Planner(request_of(plan.ask))
+    request = request_of(plan.ask)
+    return Planner(request if profile is None else replace(request, profile=profile))
 
 
 def request_of(ask: Ask) -> Request:
@@ -193,7 +195,7 @@ def request_of(ask: Ask) -> Request:
     banned: list[str] = []
     mixing = pad = False
     share = ALLOCATOR_SHARE
-    optimizer, training = "adamw", list[str]()
+    optimizer, profile, training = "adamw", "", list[str]()
     for word in ask.options:
         name, _, value = word.removeprefix("--").partition(" ")
         name = name.replace("-", "_")
@@ -207,13 +209,15 @@ def request_of(ask: Ask) -> Request:
             optimizer = value
         elif name == "training":
             training.append(value)
+        elif name == "profile":
+            profile = value
         elif name == "allocator_share":
             share = _number(word, value)
         else:
             pins[name] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
     return Request(ask.model, ask.cluster, ask.seq, ask.global_batch, pins_from({**pins, "banned": banned}),
-                   reduce(training_with, training, training_from(optimizer)), mixing,
-                   ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective, allocator_share=share)
+                   training_from(optimizer, words=training), mixing, ask.imbalance, ask.price_usd_per_gpu_hour, pad,
+                   ask.objective, profile=profile, allocator_share=share)
 
 
 def _number(word: str, value: str) -> float:

@@ -63,17 +63,21 @@ def open_plan(path: Path | str, *, allow_edited: bool = False) -> Shown:
     return Shown(str(path), plan, (f"{fault}: don't rely on it",) if fault else ())
 
 
-def priced_plan(path: Path | str, *, allow_edited: bool = False, run_model_code: bool = False) -> Shown:
-    """The plan in a file, priced again. Where that can't be done the file's predictions are kept and the notes say why;
-    code that the plan names as its model is imported with `run_model_code` only. Raises as `open_plan` does."""
+def priced_plan(path: Path | str, *, allow_edited: bool = False, run_model_code: bool = False,
+                profile: str | None = None) -> Shown:
+    """The plan in a file, priced again, with `profile` under another one than its own ("": the presets). Where that
+    can't be done the file's predictions are kept and the notes say why; under another profile it raises. Code that the
+    plan names as its model is imported with `run_model_code` only. Raises as `open_plan` does."""
     shown = open_plan(path, allow_edited=allow_edited)
     from .plan_answers import planner_of
     from .planner.reprice import reprice
 
     before = shown.plan
     try:
-        now = reprice(before, planner_of(before, run_model_code))
+        now = reprice(before, planner_of(before, run_model_code, profile))
     except MeshwrightError as error:
+        if profile is not None:
+            raise
         return replace(shown, notes=(*shown.notes, f"the predictions are the file's: {error}"))
     notes = [f"since the plan was made, {line}" for line in before.fingerprints.differences(now.fingerprints)]
     if now.predicted.step_time_ns != before.predicted.step_time_ns:

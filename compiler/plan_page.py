@@ -23,6 +23,7 @@ from ..runtime.plan_table import (
     headline,
     keys,
     layer_groups,
+    meanings,
     missing,
 )
 from .plan_charts import memory_chart, search_chart, time_chart, timeline_charts
@@ -42,7 +43,7 @@ def plan_page(shown: Shown) -> str:
         plan=plan, lines=headline(plan), cards=_cards(plan), notes=[*shown.notes, *footnotes(plan)],
         missing=missing(plan.predicted), tight=_is_tight(plan), strategy=_strategy(plan),
         timelines=timeline_charts(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
-        memory_table=_memory(plan), time_table=_times(plan),
+        memory_table=_memory(plan), time_table=_times(plan), meanings=meanings(plan.predicted),
         families=_families(plan), settings=_settings(plan),
         beaten=[(b, *beaten_by(plan.predicted.step_time_ns, b)) for b in plan.beaten])
 

@@ -10,8 +10,8 @@ from typing import Any
 from ..cost_model.cluster import ClusterError
 from ..cost_model.layer_memory import ALLOCATOR_SHARE
 from ..cost_model.model import LayerKind
-from ..cost_model.strategy import LayerStrategy, StrategyError, Training
-from ..runtime.errors import InvalidInputError
+from ..cost_model.strategy import LayerStrategy, StrategyError
+from ..runtime.errors import InvalidInputError, UnknownNameError
 from ..runtime.plan import Plan as PlanFile
 from ..runtime.plan_table import confidence
 from .planner.evaluate import evaluate
@@ -19,6 +19,7 @@ from .planner.foreign import Layout, read_foreign
 from .planner.foreign_training import training_of
 from .planner.group_search import GroupSearch, Searched, Tuple
 from .planner.plan_model import Planner, Request
+from .planner.precision import PRECISIONS, training_from
 from .planner.pricing import Choice, GroupTables
 from .planner.problem import Plan
 from .planner.search import NothingFits
@@ -50,12 +51,18 @@ class Priced:
 
 
 def price_layout(model: str, cluster: str, seq: int | None, global_batch: int | None, path: Path | None,
-                 given: dict[str, Any], allocator_share: float = ALLOCATOR_SHARE) -> Priced:
+                 given: dict[str, Any], precision: str | None = None, profile: str = "",
+                 allocator_share: float = ALLOCATOR_SHARE) -> Priced:
     """Price the layout in a file, changed by what is given. Raises `InvalidInputError` where it can't be."""
     layout = _layout(path, given)
-    training, not_priced = training_of(layout) if path is not None else (Training(), ())
+    if precision is not None:
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
+        layout = replace(layout, recipe=precision)
+    training, not_priced = training_of(layout) if path is not None else (
+        training_from(precision=precision or "bf16"), ())
     request = Request(model, cluster, seq or layout.seq or 4096, global_batch or layout.global_batch or 256,
-                      training=training, allocator_share=allocator_share)
+                      training=training, profile=profile, allocator_share=allocator_share)
     planner = Planner(request)
     layout = replace(layout, global_batch=request.global_batch, seq=request.seq).on(planner.cluster.gpus)
     layout = _chunked(planner, layout)

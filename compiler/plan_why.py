@@ -94,10 +94,10 @@ class Why:
         return Rows(Text(self.plan.title), Text(self.binding), table, Text(self.verdict))
 
 
-def why_of(path: Path, run_model_code: bool = False) -> Why:
+def why_of(path: Path, run_model_code: bool = False, profile: str | None = None) -> Why:
     """Search the families that a plan did not take. Raises `InvalidInputError`."""
     plan, started = Plan.load(path), time.perf_counter()
-    planner = planner_of(plan, run_model_code)
+    planner = planner_of(plan, run_model_code, profile)
     try:
         plan = reprice(plan, planner)
     except InvalidInputError:

@@ -28,6 +28,7 @@ from .presets import PRESETS
 
 MAX_GPUS = 1 << 24
 CPU = "cpu"
+LINKS_OF_FILE = "the cluster file gives the links"  # `Cluster.source` of a file that lists its own
 _TEXT = re.compile(r"\s*(\d{1,9})\s*[x×]\s*(\d{1,9})\s+(\S+)\s*", re.IGNORECASE)
 _EXPECTED = 'expected nodes x GPUs per node and a device, such as "8x8 h100-sxm"'
 
@@ -78,7 +79,8 @@ class Cluster:
     """`nodes` × `gpus_per_node` of one device; `levels` innermost first, the last one joins every GPU.
 
     `reserved_memory_bytes`: per GPU, not for the plan (driver, communicators). `power_w` and `price_usd_per_gpu_hour`
-    are None where unknown. `collective_launch_s`: once per collective. Raises `ClusterError`.
+    are None where unknown. `collective_launch_s`: once per collective. `profile`: path of a measured profile that its
+    file names, not opened here. Raises `ClusterError`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Cluster:
     price_usd_per_gpu_hour: float | None = None
     collective_launch_s: float = COLLECTIVE_LAUNCH_S
     source: str = ""
+    profile: str = ""
 
     def __post_init__(self) -> None:
         whole("nodes", self.nodes)
@@ -159,10 +162,10 @@ class Cluster:
         if not isinstance(text, str):
             raise ClusterError(f"a cluster of type {type(text).__name__}; {_EXPECTED}")
         refuse_mixed(text)
-        found = _TEXT.fullmatch(text)
+        found = size_and_device(text)
         if found is None:
             raise ClusterError(f"the cluster {shorten(text)} is not understood; {_EXPECTED}")
-        return preset_cluster(found[3], int(found[1]), int(found[2]))
+        return preset_cluster(found[2], found[0], found[1])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; unknown and infinite numbers are None."""
@@ -190,6 +193,17 @@ def preset_cluster(device_name: str, nodes: int, gpus_per_node: int) -> Cluster:
     levels = _levels(links, nodes, gpus_per_node) if nodes * gpus_per_node <= MAX_GPUS else ()
     return Cluster(name=f"{nodes}x{gpus_per_node} {name}", device=device, nodes=nodes, gpus_per_node=gpus_per_node,
                    levels=levels, power_w=links.power_w or None, source=links.source)
+
+
+def size_and_device(text: str) -> tuple[int, int, str] | None:
+    """(nodes, GPUs per node, device) of a text such as `"8x8 h100-sxm"`, whatever the device; None for others."""
+    found = _TEXT.fullmatch(text)
+    return (int(found[1]), int(found[2]), found[3]) if found else None
+
+
+def cpu_levels(memory_bandwidth_bytes_per_s: float, nodes: int, processes: int) -> tuple[LinkLevel, ...]:
+    """The usual links of processes on CPUs of that bandwidth."""
+    return _levels(cpu_links(memory_bandwidth_bytes_per_s, processes), nodes, processes)
 
 
 def _device(name: str, processes: int) -> tuple[Device, LinkPreset]:

@@ -7,6 +7,7 @@
     reserved_memory_gib: 4            # optional, like everything below
     price_usd_per_gpu_hour: 2.5
     power_w_per_gpu: 700
+    profile: h100.json                # of meshwright profile; relative to this file
     links:                            # innermost first; without it the device's usual ones
     - {name: NVLink, joins_gpus: 8, latency_us: 3.4, bandwidth_gb_per_s: 450, efficiency: 0.82,
        in_switch_efficiency: 0.85}
@@ -28,7 +29,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .cluster import Cluster, ClusterError, LinkLevel, preset_cluster, refuse_mixed, shorten
+from .cluster import LINKS_OF_FILE, Cluster, ClusterError, LinkLevel, preset_cluster, refuse_mixed, shorten
 
 VERSION = 1
 MAX_BYTES = 64 << 10
@@ -109,6 +110,7 @@ class ClusterFile(_Strict):
     price_usd_per_gpu_hour: Annotated[float | None, _quantity("a price in USD", _PRICE)] = None
     power_w_per_gpu: Annotated[float | None, _quantity("a power in W", _POWER, 1, 1e5)] = None
     links: Annotated[list[LinkFile], Field(min_length=1, max_length=8)] | None = None
+    profile: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
 
 
 def read_cluster(path: Path) -> Cluster:
@@ -122,7 +124,8 @@ def read_cluster(path: Path) -> Cluster:
     try:
         if len(data) > MAX_BYTES:
             raise ClusterError(f"the file is larger than {MAX_BYTES >> 10} KiB; expected a cluster description")
-        return cluster_from_text(data.decode())
+        found = cluster_from_text(data.decode())
+        return replace(found, profile=str(path.parent / found.profile)) if found.profile else found
     except UnicodeDecodeError:
         raise ClusterError(f"{path}: not UTF-8 text; expected YAML") from None
     except ClusterError as error:
@@ -156,7 +159,8 @@ def _build(file: ClusterFile) -> Cluster:
         usual, name=file.name or usual.name, levels=levels, reserved_memory_bytes=file.reserved_memory_gib * 2**30,
         power_w=usual.power_w if file.power_w_per_gpu is None else file.power_w_per_gpu,
         price_usd_per_gpu_hour=file.price_usd_per_gpu_hour,
-        source=usual.source if file.links is None else "the cluster file gives the links")
+        profile=file.profile or "",
+        source=usual.source if file.links is None else LINKS_OF_FILE)
 
 
 def _first(error: ValidationError) -> str:

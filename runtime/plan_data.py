@@ -82,9 +82,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_limited(text: str | bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `text`. Raises `InvalidInputError`, one line, for what is too large, nested too deep or no
-    JSON object."""
+def read_limited(text: str | bytes, what: str, expected: str = "a plan that meshwright saved") -> dict[str, Any]:
+    """The JSON object in `text`; `expected` is for messages. Raises `InvalidInputError`, one line, for what is too
+    large, nested too deep or no JSON object."""
     if len(text) > MAX_BYTES:
         raise InvalidInputError(f"{what} has {len(text)} bytes", expected=f"at most {MAX_BYTES}")
     try:
@@ -92,11 +92,11 @@ def read_limited(text: str | bytes, what: str) -> dict[str, Any]:
     except RecursionError:
         raise InvalidInputError(f"{what} is nested too deep", expected=f"at most {MAX_DEPTH} levels") from None
     except ValueError as error:
-        raise InvalidInputError(f"{what} is not JSON ({error})", expected="a plan that meshwright saved") from None
+        raise InvalidInputError(f"{what} is not JSON ({error})", expected=expected) from None
     if isinstance(value, (dict, list)):  # a recursion limit that somebody raised lets deep ones through
         _check_depth(value, what)
     if not isinstance(value, dict):
-        raise InvalidInputError(f"{what} holds a JSON {type(value).__name__}", expected="a plan that meshwright saved")
+        raise InvalidInputError(f"{what} holds a JSON {type(value).__name__}", expected=expected)
     return value
 
 

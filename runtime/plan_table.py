@@ -24,6 +24,15 @@ GIB = 2**30
 MAX_STAGES_SHOWN = 16
 TIGHT_BYTES = 2 * GIB  # with less free, a peak that is a little higher than predicted does not fit
 HEADERS = {"communication": "comm. buffers"}  # so that no header breaks within a word
+MEANINGS = {
+    "weights": "parameters as products read them", "gradients": "accumulated gradients",
+    "optimizer": "moments and float32 copies of parameters",
+    "activations": "what forward passes save for their backward passes, of all micro-batches in flight",
+    "logits": "scores over the vocabulary and their gradient",
+    "working-set": "what a layer needs only while it runs, of the largest layer",
+    "communication": "buffers of collectives", "allocator": "margin for memory that an allocator holds but can't use",
+    "context": "what CUDA, NCCL and libraries hold before the model is there"}
+"""Categories of a stage's memory, in words."""
 
 
 def plan_table(plan: Plan) -> Group:
@@ -189,7 +198,14 @@ def memory_table(plan: Plan) -> Table:
                                          f"{stages[i].peak_bytes / GIB:.2f}", f"{stages[i].limit_bytes / GIB:.2f}",
                                          f"{(stages[i].limit_bytes - stages[i].peak_bytes) / GIB:.2f}"],
           plan.predicted.tightest)
+    hard = [(HEADERS.get(n, n), text) for n, text in meanings(plan.predicted) if n not in ("weights", "gradients")]
+    table.caption, table.caption_justify = "; ".join(f"{name}: {text}" for name, text in hard), "left"
     return table
+
+
+def meanings(p: Predicted) -> list[tuple[str, str]]:
+    """The categories of memory that a plan has, with what they are."""
+    return [(n, MEANINGS[n]) for n in keys(s.memory_bytes for s in p.stages) if n in MEANINGS]
 
 
 def beaten_by(step_time_ns: int, b: Beaten) -> tuple[str, str]:

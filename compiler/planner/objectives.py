@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import get_args
 
-from ...cost_model.cluster import Cluster
+from ...cost_model.cluster import Cluster, size_and_device
 from ...runtime import plan as schema
 from ...runtime.errors import InvalidInputError
 from .infeasible import fits, too_few
@@ -53,18 +53,14 @@ def best_for(request: Request, target_tokens_per_s: float | None) -> tuple[Answe
 
 def resized(request: Request, nodes: int, gpus_per_node: int | None = None) -> Request:
     """The request on another number of nodes. Raises `InvalidInputError` for clusters from a file."""
-    cluster = Planner(request).cluster
-    if request.cluster != cluster.name and not request.cluster.lower().endswith(cluster.device.name):
+    found = size_and_device(request.cluster)
+    if found is None:
         raise InvalidInputError("a cluster file has one size", expected='a cluster such as "8x8 h100-sxm" to vary')
-    return replace(request, cluster=f"{nodes}x{gpus_per_node or cluster.gpus_per_node} {cluster.device.name}")
+    return replace(request, cluster=f"{nodes}x{gpus_per_node or found[1]} {found[2].lower()}")
 
 
-def attempt(request: Request, base: Planner | None = None) -> Answer | None:
-    """The answer, None where nothing is left to search or nothing fits. Raises `InvalidInputError`."""
-    return _attempt(request, base)[0]
-
-
-def _attempt(request: Request, base: Planner | None = None) -> Tried:
+def attempt(request: Request, base: Planner | None = None) -> Tried:
+    """The answer, or why there is none: nothing is left to search, or nothing fits. Raises `InvalidInputError`."""
     planner = Planner(request) if base is None else base.with_request(**vars(request))
     try:
         answer = planner.solve(explain=False)
@@ -79,7 +75,7 @@ def _largest_batch(request: Request) -> tuple[Answer, tuple[str, ...]]:
                                 expected="one of them")
     base, steps = Planner(request), list[str]()
     for samples in reversed(divisors(base.batch)):
-        answer, reason = _attempt(replace(request, pins=replace(request.pins, micro_batch=samples)), base)
+        answer, reason = attempt(replace(request, pins=replace(request.pins, micro_batch=samples)), base)
         if answer is not None:
             whole = ", the whole global batch" if samples == base.batch else ""
             return answer, (*steps, f"micro-batch {samples}{whole}: fits")
@@ -94,7 +90,7 @@ def _largest_sequence(request: Request) -> tuple[Answer, tuple[str, ...]]:
     def tried(units: int) -> Answer | None:
         tokens = units * unit
         try:
-            answer, reason = _attempt(replace(request, seq=tokens), base)
+            answer, reason = attempt(replace(request, seq=tokens), base)
         except InvalidInputError as error:  # beyond what the model takes
             if not fitting:
                 raise
@@ -146,7 +142,7 @@ def _fewest_gpus(request: Request, target: float | None) -> tuple[Answer, tuple[
         if _lacks_memory(base.with_request(**vars(other))):
             steps.append(f"{nodes * gpus} GPUs: no plan fits")
             continue
-        answer, reason = _attempt(other, base)
+        answer, reason = attempt(other, base)
         if answer is None or answer.plan is None:
             steps.append(f"{nodes * gpus} GPUs: {reason}")
             continue
@@ -181,7 +177,7 @@ def _least_energy(request: Request) -> tuple[Answer, tuple[str, ...]]:
     for nodes, gpus in _sizes(base.cluster):
         if base.cluster.nodes % nodes:
             continue
-        answer, reason = _attempt(resized(request, nodes, gpus), base)
+        answer, reason = attempt(resized(request, nodes, gpus), base)
         if answer is None or answer.plan is None:
             steps.append(f"{nodes * gpus} GPUs: {reason}")
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from ...cost_model.layer_price import FIXED_CONTEXT_BYTES, LayerPrice
+from ...cost_model.op_price import UNFITTED_RECIPE
 from ...cost_model.strategy import LayerStrategy, Training
 from ...runtime import plan as schema
 from ...runtime.plan_data import Fact, Fingerprint, Fingerprints
@@ -28,6 +29,7 @@ from .group_search import Searched
 from .pricing import Pricer
 from .problem import Plan
 from .search import Found, Outcome
+from .space import Left
 from .tables import Tables
 from .tables_digest import tables_digest
 
@@ -127,6 +129,12 @@ class PlanWriter:
     def _doubts(self, plan: Plan, evaluation: Evaluation, layers: Sequence[_Layer], mfu: float | None) -> Iterator[str]:
         yield from doubts(self.pricer, self.description, self.problem.outers[plan.outer],
                           [la.strategy for la in layers], evaluation.costs, evaluation.step_ns)
+        yield from self.pricer.origin.doubts
+        training, device = self.pricer.training, self.pricer.space.cluster.device
+        if training.fp8_recipe and training.fp8_recipe not in self.pricer.software.fp8:
+            yield f"{training.fp8_recipe} products: {UNFITTED_RECIPE:g} of bf16's efficiency is assumed of their peak"
+        if training.compute not in device.peak_flops_per_s:
+            yield f"{device.name} has no {training.compute} products: they take as long as float32's (see --precision)"
         if mfu is not None and mfu > 1:
             yield f"the model's FLOPs would take {mfu:.0%} of the GPUs' bf16 peak: left out as an MFU"
 
@@ -197,6 +205,9 @@ class PlanWriter:
         if not isinstance(result, Found):
             return None
         left = list(space.left)[:MOST_REFUSED]
+        if len(space.left) > MOST_REFUSED:
+            left.append(Left("others", str(len(space.left) - MOST_REFUSED), "more than a plan file lists: meshwright "
+                             "plan --json has all"))
         return Certificate(
             problem_sha256=tables_digest(self.problem), lower_bound_ns=result.lower_bound_ns, proof="bound",
             tuples=tuple(_tuple(self.problem.outers[o.index].title, o) for o in result.tuples),
@@ -213,7 +224,8 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
         kind.pop("capture_s", None)
     links: dict[str, Fact] = {"name": cluster.name, "nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node,
                               "device": cluster.device.name, "memory_bytes": cluster.device.memory_bytes}
-    scalars = {**pricer.calibration.scalars(), "allocator_share": pricer.allocator_share}
+    scalars: dict[str, Fact] = {**pricer.origin.facts, **pricer.calibration.scalars(),
+                                "allocator_share": pricer.allocator_share}
     options: dict[str, Fact] = {"seq": ask.seq, "global_batch": ask.global_batch, "options": " ".join(ask.options)}
     return Fingerprints(model=Fingerprint(sha256=digest_of(described), facts=facts),
                         cluster=Fingerprint.of(cluster.as_dict(), links),
@@ -222,9 +234,9 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
 
 
 def _recipe(training: Training) -> str:
-    """How products run, in a plan's words: bf16, fp8-tensorwise, mxfp8."""
+    """How products run, in a plan's words: bf16, fp8-tensorwise, mxfp8, nvfp4."""
     if training.fp8_recipe:
-        return training.fp8_recipe if training.fp8_recipe.startswith("mx") else f"fp8-{training.fp8_recipe}"
+        return training.fp8_recipe if "fp" in training.fp8_recipe else f"fp8-{training.fp8_recipe}"
     return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(training.compute, training.compute)
 
 

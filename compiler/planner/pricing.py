@@ -11,7 +11,7 @@ no others: its bound holds for the full ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
@@ -50,6 +50,14 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where scalars come from that are not the committed ones: `facts` for fingerprints, and what to doubt."""
+
+    facts: Mapping[str, str | float]
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class GroupTables:
     """The tables of a group: per kind its choices; moves between layouts."""
 
@@ -83,7 +91,9 @@ class Pricer:
     activations, working set and buffers, in every table: see `cost_model.layer_memory.allocator_bytes`."""
 
     def __init__(self, model: ModelAtAnyBatch, space: Space, training: Training, calibration: Calibration,
-                 software: Software | None = None, allocator_share: float = ALLOCATOR_SHARE) -> None:
+                 software: Software | None = None, origin: Origin | None = None,
+                 allocator_share: float = ALLOCATOR_SHARE) -> None:
+        self.origin = origin or Origin({})
         self.model, self.space, self.training, self.calibration = model, space, training, calibration
         self.software, self.allocator_share = software or committed_software(), allocator_share
         self.rates = Rates(space.cluster.device, calibration, self.software, training)

@@ -84,6 +84,11 @@ class Pins:
         for name in self.banned:
             if name not in BANS:
                 raise UnknownNameError("ban", name, BANS)
+        for axis, name in (("zero", f"zero{self.zero}"), ("schedule", self.schedule), ("recompute", self.recompute)):
+            if getattr(self, axis) is not None and name in self.banned:
+                raise InvalidInputError(f"--{axis} {getattr(self, axis)} and --ban {name}", expected="one of them")
+        if {f"zero{stage}" for stage in range(4)} <= self.banned:
+            raise InvalidInputError("bans of all ZeRO stages", expected="zero0 or another one left")
 
     def allows(self, axis: str, value: Any) -> bool:
         """Whether a value of an axis agrees with the pin, if there is one, and is not banned."""
@@ -340,9 +345,6 @@ class Space:
     def _shards(self, layout: Layout, zero: int) -> Sequence[int]:
         """0: over all of dp; else HSDP: as far as a level of links reaches."""
         if zero == 0 or layout.dp == 1:
-            return (0,)
-        if zero == 2:
-            self.leave("zero", "2 hsdp", "searched for ZeRO 1 and 3 only")
             return (0,)
         if "hsdp" in self.pins.banned:
             self.leave("zero", "hsdp", "banned")

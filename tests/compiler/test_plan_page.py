@@ -14,6 +14,7 @@ from meshwright.compiler.plan_files import Shown
 from meshwright.compiler.plan_page import _families, plan_page
 from meshwright.runtime.plan import Plan
 from meshwright.runtime.plan_predictions import Beaten, TupleResult
+from meshwright.runtime.plan_table import MEANINGS
 
 from ..runtime.plans import GIB, certificate, plan, uniform
 
@@ -63,6 +64,13 @@ def test_everything_is_on_the_page() -> None:
                    "not runnable yet", "the stages&#39; costs differ", "--cp 1", "meshwright why plan.json --verify"):
         assert wanted in text, wanted
     assert "Does not fit" not in text
+
+
+def test_words_of_the_page_are_explained() -> None:
+    text = page(plan())
+    for name, meaning in MEANINGS.items():
+        assert (f"{name}: {meaning}" in text) == any(s.memory_bytes.get(name) for s in plan().predicted.stages)
+    assert "context: what CUDA" in text and "(log scale)" in text and "rotate(-90)" in text
 
 
 def test_a_plan_that_does_not_fit_says_so() -> None:

@@ -109,7 +109,8 @@ def test_sweep_marks_what_nothing_is_better_than() -> None:
                "--gpu-price", "2", "--tokens", "1e12", "--values", "1,2", "--json")
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)["rows"]
-    assert [row["gpus"] for row in rows] == [8, 16] and all(row["pareto"] for row in rows)
+    assert [row["gpus"] for row in rows] == [8, 16] and rows[1]["pareto"]
+    assert rows[0]["pareto"] == (rows[0]["usd"] < rows[1]["usd"])  # it is slower: it has to be cheaper
     assert rows[0]["days"] == pytest.approx(1e12 / rows[0]["tokens_per_s"] / 86400)
     assert rows[0]["usd_per_million_tokens"] == pytest.approx(2 * 8 / 3600 / rows[0]["tokens_per_s"] * 1e6)
     assert rows[0]["tokens_per_s"] < rows[1]["tokens_per_s"] <= 2.05 * rows[0]["tokens_per_s"]
