@@ -214,6 +214,13 @@ def too_few(planner: Planner, gpus: int) -> bool:
     return trained * (t.parameter_bytes + t.gradient_bytes + t.optimizer_bytes) > gpus * planner.space.capacity_bytes
 
 
+def _helps(planner: Planner, change: Change) -> bool:
+    try:
+        return fits(applied(planner, change))
+    except MeshwrightError:  # another pin or ban excludes it
+        return False
+
+
 def _loosened(planner: Planner) -> Iterator[Change]:
     """Of every pin the nearest value that fits, else without it; of every ban, whether lifting it does; all of them
     left out where no single one helps."""
@@ -226,13 +233,13 @@ def _loosened(planner: Planner) -> Iterator[Change]:
         for other in (*_nearest_values(planner, f.name, value), None):
             change = Change(f"--{word} {other} instead of --{word} {value}" if other is not None else
                             f"--{word} {value} left out", {"pins": {f.name: other}})
-            if fits(applied(planner, change)):
+            if _helps(planner, change):
                 yield change
                 found = True
                 break
     for name in sorted(pins.banned):
         change = Change(f"--ban {name} left out", {"banned": sorted(pins.banned - {name})})
-        if fits(applied(planner, change)):
+        if _helps(planner, change):
             yield change
             found = True
     if not found and len(pins.words()) > 1 and fits(planner.with_request(pins=Pins())):
@@ -265,7 +272,7 @@ def _more_nodes(planner: Planner) -> Iterator[Change]:
             continue
         change = Change(f'--cluster "{nodes}x{cluster.gpus_per_node} {device.strip()}"',
                         {"cluster": f"{nodes}x{cluster.gpus_per_node} {device.strip()}"})
-        if fits(applied(planner, change)):
+        if _helps(planner, change):
             yield change
             return
 

@@ -84,7 +84,8 @@ class Pins:
         for name in self.banned:
             if name not in BANS:
                 raise UnknownNameError("ban", name, BANS)
-        for axis, name in (("zero", f"zero{self.zero}"), ("schedule", self.schedule), ("recompute", self.recompute)):
+        degrees = [(axis, f"{axis}{getattr(self, axis)}") for axis in ("tp", "cp", "pp", "ep", "zero")]
+        for axis, name in (*degrees, ("schedule", self.schedule), ("recompute", self.recompute)):
             if getattr(self, axis) is not None and name in self.banned:
                 raise InvalidInputError(f"--{axis} {getattr(self, axis)} and --ban {name}", expected="one of them")
         if {f"zero{stage}" for stage in range(4)} <= self.banned:

@@ -1,5 +1,5 @@
-"""`meshwright why`: families to whatever degree is best, near ties by what comparisons were off, the simplest preferred,
-one wording for what does not fit."""
+"""`meshwright why`: families to whatever degree is best, near ties by what comparisons were off, the simplest
+preferred, one wording for what does not fit."""
 
 from __future__ import annotations
 

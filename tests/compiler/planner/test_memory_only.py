@@ -44,8 +44,8 @@ def model(path: str, seq: int) -> ModelAtAnyBatch:
     return ModelAtAnyBatch(path, seq)
 
 
-def planner(path: Path, cluster: str, seq: int, batch: int, pins: Pins = Pins()) -> Planner:
-    return Planner(Request(str(path), cluster, seq, batch, pins), model(str(path), seq))
+def planner(path: Path, cluster: str, seq: int, batch: int, pins: Pins | None = None) -> Planner:
+    return Planner(Request(str(path), cluster, seq, batch, pins or Pins()), model(str(path), seq))
 
 
 def with_memory(one: Planner, capacity_bytes: int) -> Planner:
