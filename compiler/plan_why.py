@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ASSUMED_TIE = 0.05  # where no two layouts were compared
 AXES = ("tp", "cp", "pp", "ep")
+MIXED = "every layer its own layout (--mixing)"
 
 Complexity = tuple[int, int, int, int]
 
@@ -143,21 +144,23 @@ def _families(plan: Plan, planner: Planner) -> list[tuple[str, dict[str, Any]]]:
     if plan.mesh.pp > 1:
         found += [(f"schedule {name}", {"schedule": name}) for name in ("1f1b", "interleaved", "zb-h1")
                   if name != plan.schedule.name]
+    if not planner.request.mixing:
+        found.append((MIXED, {"mixing": True}))
     return found
 
 
 def _family(planner: Planner, plan: Plan, name: str, change: dict[str, Any], near: float) -> Family | None:
     pins = planner.request.pins
-    banned = change.get("banned")
+    banned, mixed = change.get("banned"), "mixing" in change
     if banned is not None:
         axis = banned[:-1]
         if getattr(pins, axis) is not None:
             return None  # the plan was asked for without it
         change = {"banned": pins.banned | {banned}}
-    elif any(getattr(pins, axis) not in (None, value) for axis, value in change.items()):
+    elif not mixed and any(getattr(pins, axis) not in (None, value) for axis, value in change.items()):
         return None
     try:
-        other = planner.with_request(pins=replace(pins, **change), within=0.02)
+        other = planner.with_request(within=0.02, **(change if mixed else {"pins": replace(pins, **change)}))
         answer = other.solve(explain=False)
     except MeshwrightError as error:
         return Family(Beaten(family=name, title="no such plan", step_time_ns=None, binding=str(error)[:500]))
@@ -170,7 +173,7 @@ def _family(planner: Planner, plan: Plan, name: str, change: dict[str, Any], nea
     share = answer.plan.predicted.step_time_ns / plan.predicted.step_time_ns - 1
     return Family(Beaten(family=name, title=answer.plan.title, step_time_ns=answer.plan.predicted.step_time_ns,
                          binding=_costs_more(plan.predicted, answer.plan.predicted), near_tie=share <= near),
-                  _complexity(answer.plan))
+                  None if mixed else _complexity(answer.plan))  # the least simple of all
 
 
 def _degree(plan: Plan, axis: str) -> int:

@@ -142,7 +142,7 @@ class Planner:
         pins = self.request.pins
         for axis, degree in (("ep", pins.ep), ("etp", pins.etp)):
             if (degree or 1) > 1 and not any(kind.experts for kind in d.kinds):
-                raise InvalidInputError(f"{axis} {degree} for {d.name}, which has no experts", expected=f"{axis} 1 or none")
+                raise InvalidInputError(f"{axis} {degree} for {d.name}, which has no experts", expected=f"{axis} 1")
         return Space(d.kinds, d.order, d.seq, self.cluster, self.batch, pins)
 
     @cached_property

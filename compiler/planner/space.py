@@ -85,9 +85,9 @@ class Pins:
             if name not in BANS:
                 raise UnknownNameError("ban", name, BANS)
         degrees = [(axis, f"{axis}{getattr(self, axis)}") for axis in ("tp", "cp", "pp", "ep", "zero")]
-        for axis, name in (*degrees, ("schedule", self.schedule), ("recompute", self.recompute)):
-            if getattr(self, axis) is not None and name in self.banned:
-                raise InvalidInputError(f"--{axis} {getattr(self, axis)} and --ban {name}", expected="one of them")
+        for axis, pinned in (*degrees, ("schedule", self.schedule), ("recompute", self.recompute)):
+            if getattr(self, axis) is not None and pinned in self.banned:
+                raise InvalidInputError(f"--{axis} {getattr(self, axis)} and --ban {pinned}", expected="one of them")
         if {f"zero{stage}" for stage in range(4)} <= self.banned:
             raise InvalidInputError("bans of all ZeRO stages", expected="zero0 or another one left")
 

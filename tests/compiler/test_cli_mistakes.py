@@ -51,7 +51,8 @@ def test_models(refused: Refused, model: str, message: str) -> None:
     ('{"model_type": "llama", "hidden_size": NaN}', ""), ('{"model_type": "llama", "hidden_size": 1e400}', ""),
     ('{"model_type": "llama", "num_hidden_layers": ' + "9" * 6000 + "}", "no JSON"),
     ('{"model_type": "llama", "num_hidden_layers": 999999999999}', ""),
-    ('{"model_type": "llama", "num_hidden_layers": 0}', "has no layers"), ('{"model_type": "llama", "hidden_size": "4096"}', "")])
+    ('{"model_type": "llama", "num_hidden_layers": 0}', "has no layers"),
+    ('{"model_type": "llama", "hidden_size": "4096"}', "")])
 def test_configurations(refused: Refused, tmp_path: Path, content: str | bytes, message: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

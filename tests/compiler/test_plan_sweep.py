@@ -33,11 +33,11 @@ def test_the_pareto_set(over: str, points: tuple[tuple[int, int, float | None], 
 
 
 def test_pins_hold_and_what_does_not_fit_says_why() -> None:
-    done = CliRunner().invoke(cli.app, ["sweep", "llama3-8b", "--cluster", "2x8 h100-sxm", "--seq", "8192",
-                                        "--global-batch", "32", "--tp", "8", "--pp", "1", "--zero", "0", "--values", "1"])
+    ask = ["sweep", "llama3-8b", "--cluster", "2x8 h100-sxm", "--seq", "8192", "--global-batch", "32", "--pp", "1",
+           "--zero", "0", "--values", "1"]
+    done = CliRunner().invoke(cli.app, [*ask, "--tp", "8"])
     assert done.exit_code == 0, done.output
     text = " ".join(done.stdout.split())
     assert "nodes" in text and "tp 8" in text
-    none = CliRunner().invoke(cli.app, ["sweep", "llama3-8b", "--cluster", "2x8 h100-sxm", "--seq", "8192",
-                                        "--global-batch", "32", "--tp", "1", "--pp", "1", "--zero", "0", "--values", "1"])
+    none = CliRunner().invoke(cli.app, [*ask, "--tp", "1"])
     assert none.exit_code == 0 and "no plan found fits" in " ".join(none.stdout.split())

@@ -38,7 +38,8 @@ PUBLISHED = [  # GB/s, dense fp16 TFLOP/s, GB, MiB of L2: the documents that cos
 
 
 TOTAL_GIB = {"a100-80": 79.14, "h100-sxm": 79.11, "h200": 139.72, "b200": 178.35, "gb200": 184.31, "b300": 267.5,
-             "gb300": 276.62, "h100-pcie": 79.11, "h100-96-hbm2e": 95.0, "a100-40": 39.38, "v100": 31.73, "rtx-4090": 23.52}  # what torch's messages say
+             "gb300": 276.62, "h100-pcie": 79.11, "h100-96-hbm2e": 95.0, "a100-40": 39.38, "v100": 31.73,
+             "rtx-4090": 23.52}  # what torch's messages say
 
 
 @pytest.mark.parametrize("name,bandwidth_gb,fp16_tflops,memory_gb,l2_mib", PUBLISHED)
