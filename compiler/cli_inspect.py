@@ -104,8 +104,7 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
 
     @app.command()
     def export(plan: PlanFile, to: Annotated[str, typer.Option(help="torchtitan, megatron, deepspeed or galvatron.")],
-               output: Output = None,
-               allow_edited: Edited = False, as_json: Json = False) -> None:
+               output: Output = None, allow_edited: Edited = False, as_json: Json = False) -> None:
         """Write PLAN as another trainer's configuration; what it has no word for is listed on stderr."""
         from ..runtime.plan import write_atomically
         from .plan_files import open_plan
