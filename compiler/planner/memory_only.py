@@ -91,8 +91,7 @@ class MemoryOnly:
     def fits(self) -> bool:
         """Whether a plan fits into the space's memory."""
         capacity = self.space.capacity_bytes
-        return any(found is not None and found.capacity_bytes <= capacity
-                   for found in (self._solved(group, name, capacity, capacity) for group, name in self.groups()))
+        return any(self._solved(group, name, capacity, capacity) is not None for group, name in self.groups())
 
     def least(self) -> Least | None:
         """The plan of least memory; None where no group has options for all layers."""

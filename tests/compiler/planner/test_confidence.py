@@ -127,9 +127,8 @@ def test_the_margin_is_a_category_of_its_own(usual: Plan) -> None:
 
 
 def test_a_plan_that_fits_without_the_margin_only_is_not_taken() -> None:
-    """Search, price and file agree: on GPUs on which the plan without the margin just fits, the one with it is another
-    or none."""
-    one = planner(LLAMA, NODE, 8192, 64, tp=1, pp=1, zero=3, recompute="none", micro_batch=1)
+    """Search, price and file agree: on GPUs on which the only plan fits without the margin, none does with it."""
+    one = planner(LLAMA, NODE, 8192, 64, tp=1, pp=1, cp=1, zero=3, recompute="none", micro_batch=1)
     bare = Planner(replace(one.request, allocator_share=0.0), one.model)
     found, with_margin = bare.solve(explain=False).plan, one.solve(explain=False).plan
     assert found is not None and with_margin is not None and found.layers == with_margin.layers
