@@ -36,6 +36,8 @@ def _file(path: Path | None) -> Path | None:
     return path
 
 
+Mixing = Annotated[bool, typer.Option("--mixing", help="With --why also what a layout of its own for every "
+                                                       "layer would gain; takes long.")]
 Trace = Annotated[Path | None, typer.Option(callback=_file,
                                                 help="Also write the pipeline's time line for Chrome and Perfetto.")]
 Page = Annotated[Path, typer.Option("--output", "-o", callback=_file, help="The page to write.")]
@@ -84,18 +86,19 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
     def report(plan: PlanFile, output: Page,
                why: Annotated[bool, typer.Option("--why", help="Also search the families that PLAN beat; takes as long "
                                                                "as meshwright why.")] = False,
-               trace: Trace = None, profile: Profile = None, stored: Stored = False, allow_edited: Edited = False,
-               run_model_code: RunCode = False, as_json: Json = False) -> None:
+               mixing: Mixing = False, trace: Trace = None, profile: Profile = None, stored: Stored = False,
+               allow_edited: Edited = False, run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Write PLAN, priced again, as one HTML page that opens offline: pipeline, memory, costs, search."""
         from ..runtime.plan import write_atomically
         from .plan_page import plan_page
 
         found = opened(plan, stored, allow_edited, run_model_code, profile)
-        if why:
+        if why or mixing:
             from .plan_why import why_of
 
             with progress(f"searching the families that {plan} beat"):
-                found = found.with_beaten(why_of(plan, run_model_code, str(profile) if profile else None).beaten)
+                reasons = why_of(plan, run_model_code, str(profile) if profile else None, mixing)
+            found = found.with_beaten(reasons.beaten)
         _write_trace(trace, found.plan)
         page = plan_page(found)
         write_atomically(output, page)
