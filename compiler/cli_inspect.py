@@ -105,6 +105,10 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
         show_value({"page": str(output), "bytes": len(page.encode()), "fits": found.fits} if as_json else
                    f"{output}: {len(page.encode()) / 1024:.0f} KiB")
 
+    _register_export(app, show_value)
+
+
+def _register_export(app: typer.Typer, show_value: Callable[[Any], None]) -> None:
     @app.command()
     def export(plan: PlanFile, to: Annotated[str, typer.Option(help="torchtitan, megatron, deepspeed or galvatron.")],
                output: Output = None, allow_edited: Edited = False, as_json: Json = False) -> None:
