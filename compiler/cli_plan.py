@@ -205,7 +205,7 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
               recompute: Recompute = None, schedule: Schedule = None, micro_batch: MicroBatch = None, ban: Ban = None,
               optimizer: Optimizer = "adamw", precision: Precision = "bf16", training: TrainingWords = None,
               profile: Profile = None, as_json: Json = False) -> None:
-        """Plan MODEL for several cluster sizes, sequence lengths or batches, as a Pareto table. Exit code 3: none fits."""
+        """Plan MODEL for several cluster sizes, sequences or batches, as a Pareto table. Exit code 3: none fits."""
         from .plan_sweep import sweep as swept
         from .planner.plan_model import Request, pins_from
         from .planner.precision import training_from
