@@ -57,7 +57,8 @@ class Tags(HTMLParser):
 
 def test_everything_is_on_the_page() -> None:
     text = page(plan(), "the stages' costs differ")
-    for wanted in ("tiny on 8 GPUs", "pp 2 1f1b, 8 micro-batches", "132 ms", "125.4 ms to 142.6 ms (-5% to +8%): 12 published runs",
+    for wanted in ("tiny on 8 GPUs", "pp 2 1f1b, 8 micro-batches", "132 ms",
+                   "125.4 ms to 142.6 ms (-5% to +8%): 12 published runs",
                    "MFU 41.0%", "recompute full", "limit 72 GiB", "exposed all-gather", "reduce-scatter", "bubble",
                    "optimizer", "activations", "gap", "pure data parallel", "3.00 GiB missing",
                    "equal within the error band", "3 does not divide 32 heads", "p=8 v=1 1f1b m=8", "prediction",

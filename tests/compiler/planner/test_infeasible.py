@@ -145,7 +145,8 @@ def test_all_pins_together_where_no_single_one_helps(model: ModelAtAnyBatch, tmp
 
 def test_an_answer_takes_less_than_a_second() -> None:
     """CPU time, with room for a slow machine; measured were 0.1 s and 0.5 s."""
-    for one in (planner("llama3-8b", "1x1 h100-sxm", 8192, 4), planner("llama3-8b", NODE, 8192, 64, zero=0, pp=1, tp=1)):
+    for one in (planner("llama3-8b", "1x1 h100-sxm", 8192, 4),
+                planner("llama3-8b", NODE, 8192, 64, zero=0, pp=1, tp=1)):
         for samples in (1, 2, 4):
             one.model.at(samples)
         started = time.process_time()
