@@ -196,6 +196,8 @@ def applied(planner: Planner, change: Change) -> Planner:
 
 def fits(planner: Planner, *, one_sample: bool = False) -> bool:
     """Whether any plan fits."""
+    if too_few(planner, planner.cluster.gpus):
+        return False
     try:
         only = MemoryOnly(planner.pricer, one_sample=one_sample)
         if only.decides():
@@ -280,6 +282,8 @@ def _more_nodes(planner: Planner) -> Iterator[Change]:
 def _shorter(planner: Planner) -> tuple[Change | None, float]:
     """The longest sequence that fits, and the seconds that looking for it took, captures apart. It is estimated from
     what grows with the samples, then captured and decided, at most three lengths."""
+    if too_few(planner, planner.cluster.gpus):
+        return None, 0.0
     seq = planner.model.one.seq
     unit, spent = min(TOKENS, max(1, seq // 8)), 0.0
 
@@ -288,7 +292,8 @@ def _shorter(planner: Planner) -> tuple[Change | None, float]:
 
     started = time.perf_counter()
     low, high = 0, -(-seq // unit)
-    while high - low > 1 and MemoryOnly(planner.pricer).decides():
+    possible = MemoryOnly(planner.pricer).decides() and estimated(1)
+    while possible and high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if estimated(middle) else (low, middle)
     spent += time.perf_counter() - started

@@ -44,6 +44,15 @@ class Held(NamedTuple):
     strategy: LayerStrategy
 
 
+class _Bytes(NamedTuple):
+    """Of a layer under a strategy, as the cost model has them."""
+
+    static: float
+    until_b: float
+    until_w: float
+    transient: float
+
+
 @dataclass(frozen=True)
 class Least:
     """A plan of least memory: in `tables` of its own strategies, with its cuts; it needs `capacity_bytes`."""
@@ -131,26 +140,42 @@ class MemoryOnly:
             layouts = tuple(o for o in layouts if self.pricer.samples(o, group.m) == 1)
         found: list[list[Held]] = []
         for kind, layer in enumerate(self.space.kinds):
-            own = [self._bytes(kind, group, s) for layout in layouts
-                   for ep, etp in self.space.families(layer, layout) if (layout, ep, etp) not in refused
-                   for s in self.space.strategies(layer, layout, ep, etp) if not s.shard]
+            own = [held for layout in layouts for ep, etp in self.space.families(layer, layout)
+                   if (layout, ep, etp) not in refused
+                   for held in self._family(kind, group, [s for s in self.space.strategies(layer, layout, ep, etp)
+                                                          if not s.shard])]
             found.append(_undominated(own))
         return found
 
-    def _bytes(self, kind: int, group: Group, s: LayerStrategy) -> Held:
+    def _family(self, kind: int, group: Group, own: list[LayerStrategy]) -> Iterator[Held]:
+        """What is saved depends on recomputation, what is sharded on the ZeRO stage, and what lives only while a layer
+        runs is a sum of both: one price for each of them and not for every pair."""
+        if not own:
+            return
+        first = own[0]
+        modes = {s.recompute: self._bytes(kind, group, s) for s in own if s.zero == first.zero}
+        zeros = {s.zero: self._bytes(kind, group, s) for s in own if s.recompute == first.recompute}
+        both = modes[first.recompute].transient
+        more = self.pricer.with_margin
+        for s in own:
+            mode, zero = modes[s.recompute], zeros[s.zero]
+            transient = math.ceil(round(mode.transient + zero.transient - both, 3))
+            yield Held(math.ceil(zero.static), more(math.ceil(mode.until_b)) + more(math.ceil(mode.until_w)),
+                       more(max(0, transient)), s)
+
+    def _bytes(self, kind: int, group: Group, s: LayerStrategy) -> _Bytes:
         samples = self.space.global_batch // (group.m * s.dp)
         if self.tokens == 1:
             return self._at(kind, group, s, samples)
-        two, four = (self._at(kind, group, s, n)[1:3] for n in (2, 4))
-        saved, transient = (a + (b - a) * (samples * self.tokens - 2) / 2 for a, b in zip(two, four, strict=True))
-        return Held(self._at(kind, group, s, 2).static, max(0, math.ceil(saved)), max(0, math.ceil(transient)), s)
+        two, four = (self._at(kind, group, s, n) for n in (2, 4))
+        share = (samples * self.tokens - 2) / 2
+        return _Bytes(*(max(0.0, a + (b - a) * share) for a, b in zip(two, four, strict=True)))
 
-    def _at(self, kind: int, group: Group, s: LayerStrategy, samples: int) -> Held:
+    def _at(self, kind: int, group: Group, s: LayerStrategy, samples: int) -> _Bytes:
         layer = self.pricer.model.kinds(samples)[kind]
-        m, more = layer_memory(layer, s, self.pricer.training, owns_tied=group.p > 1), self.pricer.with_margin
-        return Held(math.ceil(m.static_bytes),
-                    more(math.ceil(m.saved_until_b_bytes)) + more(math.ceil(m.saved_until_w_bytes)),
-                    more(math.ceil(m.transient_bytes + m.communication_bytes)), s)
+        m = layer_memory(layer, s, self.pricer.training, owns_tied=group.p > 1)
+        return _Bytes(m.static_bytes, m.saved_until_b_bytes, m.saved_until_w_bytes,
+                      m.transient_bytes + m.communication_bytes)
 
     def _priced(self, group: Group, schedule: str, ends: tuple[int, ...], strategies: Sequence[LayerStrategy]) -> Least:
         layouts = list(dict.fromkeys(Layout.of(s) for s in strategies))
