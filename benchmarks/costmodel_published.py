@@ -48,6 +48,7 @@ from benchmarks._published_report import (  # noqa: E402
     summary,
 )
 from benchmarks._published_rows import Row, all_rows  # noqa: E402
+from benchmarks._published_scope import comparisons, ranges, recipes  # noqa: E402
 from meshwright.cost_model.error_band import FILE as ERRORS  # noqa: E402
 
 
@@ -73,8 +74,9 @@ def main() -> int:
         path = RESULTS / "costmodel_published.json"
         path.write_text(json.dumps({"benchmark": "costmodel_published", "date": datetime.datetime.now(
             datetime.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), **payload}, indent=1) + "\n")
-        ERRORS.write_text(json.dumps({"written_by": "benchmarks/costmodel_published.py", "errors": payload["by_chip"]},
-                                     indent=1) + "\n")
+        ERRORS.write_text(json.dumps({"written_by": "benchmarks/costmodel_published.py", "errors": payload["by_chip"],
+                                      "comparisons": payload["comparisons"], "range": ranges(rows),
+                                      "fp8_recipes": recipes(rows)}, indent=1) + "\n")
     return 0
 
 
@@ -139,7 +141,7 @@ def report(rows: Sequence[Row], unique: Sequence[Row], judged: Sequence[Judged],
     found = {"rows": len(rows), "configurations": len(unique), "excluded": [
         {"table": t, "rule": r, "rows": n} for (t, r), n in sorted(excluded.items())],
         "parameters": made.parameters, "classes": classes, "by_chip": errors_by_chip(judged),
-        "ordering": ordering(judged), "drift": drift(rows),
+        "ordering": ordering(judged), "comparisons": comparisons(judged), "drift": drift(rows),
         "predictions": [_line(j) for j in judged]}
     print(f"drift of one configuration across releases: {found['drift']}")
     print(f"ordering: {found['ordering']}")

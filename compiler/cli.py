@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -155,10 +155,26 @@ register_profiling(app, _print)
 
 
 def main() -> None:
-    """Run the command line. Mistakes are one line on stderr and exit code 2."""
+    """Run the command line. Mistakes are one line on stderr and exit code 2, those of the command line itself too."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        app()
+        code = app(standalone_mode=False, prog_name="meshwright")
     except MeshwrightError as error:
-        print(f"meshwright: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except typer.Abort:
+        sys.exit(1)
+    except Exception as error:  # typer brings a copy of click, whose errors have no public name
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message(), file=sys.stderr)
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        _refuse(f"{message().rstrip('.')}; see {context.command_path if context else 'meshwright'} --help")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"meshwright: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -6,6 +6,7 @@ Presets and configs give models with random weights: no hub access is needed or 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ def load_model(spec: str, *, batch: int = 1, seq: int = 128) -> Loaded:
         kind, changes = PRESETS[spec]
         return _from_config(spec, _config_class(kind)(**changes), batch, seq)
     path = Path(spec)
-    if path.is_dir() or path.suffix == ".json":
-        return _from_file(path / "config.json" if path.is_dir() else path, batch, seq)
+    folder = os.path.isdir(spec)  # False, unlike is_dir, where the name itself is impossible
+    if folder or path.suffix == ".json":
+        return _from_file(path / "config.json" if folder else path, batch, seq)
     if ":" in spec:
         return _from_callable(spec)
     raise UnknownNameError("model", spec, [*PRESETS, "path/to/config.json", "module:callable"])

@@ -1,35 +1,30 @@
-"""What `meshwright plan`, `why` and `verify` answer: plain data for JSON, tables for a terminal."""
+"""What `meshwright plan` and `verify` answer: plain data for JSON, tables for a terminal."""
 
 from __future__ import annotations
 
 import re
 import time
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..runtime.errors import InvalidInputError, MeshwrightError, UnknownNameError
+from ..cost_model.layer_memory import ALLOCATOR_SHARE
+from ..runtime.errors import InvalidInputError, UnknownNameError
 from ..runtime.plan import Ask, Plan
-from ..runtime.plan_predictions import Beaten, Predicted
-from ..runtime.plan_table import tight
+from ..runtime.plan_table import confidence, tight
+from .plan_cuts import cuts_table
 from .planner.bound import Bound
 from .planner.evaluate import evaluate
 from .planner.group_search import priced_in_full, rebuilt
 from .planner.objectives import OBJECTIVES, best_for
-from .planner.plan_model import Answer, Planner, Request, pins_from, training_from, training_with
+from .planner.plan_model import Answer, Planner, Request, pins_from
+from .planner.precision import training_from
 from .planner.pricing import RELAXED, Relaxed
 from .planner.prove import Proof, prove
-from .planner.relocate import relocated
+from .planner.reprice import reprice
 from .planner.search import Found
-from .planner.space import MODES, Group
+from .planner.space import Group
 from .planner.tables_digest import tables_digest
-
-if TYPE_CHECKING:
-    from rich.console import Group as Tables
-
-NEAR_TIE = 0.05  # plans this close are equal: the cost model's median error on published runs is about as large
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ class PlanAnswer:
                                                  "lower_bound_ns": self.proof.lower_bound_ns}
         return {"fits": True, "gap": a.plan.gap, "title": a.plan.title, "step_time_s": a.plan.predicted.step_time_s,
                 "tokens_per_s": a.plan.predicted.tokens_per_s, "mfu": a.plan.predicted.mfu, "proof": proof, **found,
+                **confidence(a.plan.predicted),
                 "tight": tight(a.plan.predicted), "plan": a.plan.model_dump(mode="json")}
 
     def __rich__(self) -> Any:
@@ -71,12 +67,12 @@ class PlanAnswer:
         counts = ", ".join(f"{certificate.count(s)} {s}" for s in ("solved", "searched", "bounded", "infeasible")
                            if certificate.count(s))
         lines = [*self.steps, f"at most {a.plan.gap:.2%} above the best plan of the space: {len(certificate.tuples)} "
-                 f"outer tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists the "
-                 "reasons)"]
+                 f"outer tuples, {counts}; {len(a.planner.space.left)} values of axes left out (--json lists each)"]
         if self.proof is not None:
             lines.append(f"CP-SAT: {self.proof.sentence()}")
         lines.append(f"captured in {a.capture_s:.1f} s, searched in {a.search_s:.1f} s")
-        return Rows(a.plan.table(), *(Text(line) for line in lines))
+        left = [cuts_table(a.planner.space.left)] if a.planner.space.left else []
+        return Rows(a.plan.table(), *left, *(Text(line) for line in lines))
 
 
 def plan_for(request: Request, objective: str, target_tokens_per_s: float | None, prove_s: float | None) -> PlanAnswer:
@@ -106,121 +102,6 @@ def proved(answer: Answer, limit_s: float) -> tuple[Answer, Proof]:
                      for o in answer.found.tuples)
     better = replace(searched, result=Found(proof.plan, price, outcomes, exact=False))
     return replace(answer, searched=better, plan=answer.planner.write(better)), proof
-
-
-# -- why ------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Why:
-    """A plan, the families it beat, and where its time and memory go."""
-
-    plan: Plan
-    beaten: tuple[Beaten, ...]
-    seconds: float
-
-    @property
-    def binding(self) -> str:
-        """What limits the plan itself."""
-        p = self.plan.predicted
-        stage = p.stages[p.tightest]
-        busiest = min(range(len(p.stages)), key=lambda i: p.stages[i].bubble_ns)
-        return (f"stage {busiest} is the busiest: {_share(p, busiest)}; stage {p.tightest} has the least memory left: "
-                f"{(stage.limit_bytes - stage.peak_bytes) / GIB:.1f} GiB of {stage.limit_bytes / GIB:.1f}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"title": self.plan.title, "step_time_s": self.plan.predicted.step_time_s, "binding": self.binding,
-                "near_tie_share": NEAR_TIE, "seconds": self.seconds,
-                "beaten": [b.model_dump(mode="json") for b in self.beaten]}
-
-    def __rich__(self) -> Tables:
-        from rich.console import Group as Rows
-        from rich.table import Table
-        from rich.text import Text
-
-        step = self.plan.predicted.step_time_ns
-        table = Table(title="the best plan of each family", title_justify="left")
-        for name in ("family", "plan", "step", "against this plan", "what holds it back"):
-            table.add_column(name, overflow="fold")
-        for b in self.beaten:
-            if b.step_time_ns is None:
-                row = ("-", "does not fit" if b.missing_bytes == 0 else f"{b.missing_bytes / GIB:.1f} GiB missing")
-            else:
-                share = b.step_time_ns / step - 1
-                row = (f"{b.step_time_ns / 1e9:.3f} s", f"{share:+.1%}" + (" (equal)" if b.near_tie else ""))
-            table.add_row(Text(b.family), Text(b.title), *map(Text, row), Text(b.binding))
-        equal = [b for b in self.beaten if b.near_tie]
-        note = (f"within {NEAR_TIE:.0%}, which the cost model can't tell apart: {', '.join(b.family for b in equal)}; "
-                "the simplest of them is as good a choice" if equal else "no other family comes near")
-        return Rows(Text(self.plan.title), Text(self.binding), table, Text(note))
-
-
-def why_of(path: Path, run_model_code: bool = False, profile: str | None = None) -> Why:
-    """Search the families that a plan did not take. Raises `InvalidInputError`."""
-    plan, started = Plan.load(path), time.perf_counter()
-    planner = planner_of(plan, run_model_code, profile)
-    searched = planner.search()
-    now = planner.writer(searched)
-    located = relocated(plan, searched.problem, searched.tuples)
-    if located is not None:
-        plan = now.write(located, plan.ask, plan.training.padded_batch, certified=False)
-    beaten = [found for name, change in _families(plan, planner) if (found := _beaten(planner, plan, name, change))]
-    return Why(plan, tuple(beaten), time.perf_counter() - started)
-
-
-def _families(plan: Plan, planner: Planner) -> list[tuple[str, dict[str, Any]]]:
-    """What the plan does, left out; what it does not do, put in."""
-    main = max(plan.layers, key=lambda r: r.count).options
-    used = {"tp": main.tp, "cp": main.cp, "pp": plan.mesh.pp, "ep": max(r.options.ep for r in plan.layers)}
-    experts = any(kind.experts for kind in planner.space.kinds)
-    found: list[tuple[str, dict[str, Any]]] = []
-    for axis, degree in used.items():
-        if axis != "ep" or experts:
-            other = 1 if degree > 1 else 2
-            found.append((f"without {axis}" if degree > 1 else f"{axis} 2", {axis: other}))
-    zeros = {r.options.zero for r in plan.layers}
-    found += [(f"ZeRO-{z}" if z else "no ZeRO", {"zero": z}) for z in range(4) if zeros != {z}]
-    modes = {r.options.recompute for r in plan.layers}
-    found += [(f"recompute {mode}", {"recompute": mode}) for mode in MODES if modes != {mode}]
-    if plan.mesh.pp > 1:
-        found += [(f"schedule {name}", {"schedule": name}) for name in ("1f1b", "interleaved", "zb-h1")
-                  if name != plan.schedule.name]
-    return found
-
-
-def _beaten(planner: Planner, plan: Plan, name: str, change: dict[str, Any]) -> Beaten | None:
-    pins = planner.request.pins
-    if any(getattr(pins, axis) not in (None, value) for axis, value in change.items()):
-        return None  # the plan was asked for without it
-    try:
-        other = planner.with_request(pins=replace(pins, **change), within=0.02)
-        answer = other.solve(explain=False)
-    except MeshwrightError as error:
-        return Beaten(family=name, title="no such plan", step_time_ns=None, binding=str(error)[:500])
-    if answer.plan is None:
-        return Beaten(family=name, title="nothing fits", step_time_ns=None, binding="memory")
-    share = answer.plan.predicted.step_time_ns / plan.predicted.step_time_ns - 1
-    return Beaten(family=name, title=answer.plan.title, step_time_ns=answer.plan.predicted.step_time_ns,
-                  binding=_costs_more(plan.predicted, answer.plan.predicted), near_tie=share <= NEAR_TIE)
-
-
-def _busiest(p: Predicted) -> dict[str, int]:
-    stage = min(p.stages, key=lambda s: s.bubble_ns)
-    return {"compute": stage.compute_ns, "optimizer": stage.optimizer_ns, "bubble": stage.bubble_ns,
-            **{f"exposed {k}": v for k, v in stage.exposed_ns.items()}}
-
-
-def _costs_more(plan: Predicted, other: Predicted) -> str:
-    """What grows most on the busiest stage."""
-    a, b = _busiest(plan), _busiest(other)
-    grows = max(b, key=lambda k: b[k] - a.get(k, 0))
-    more = b[grows] - a.get(grows, 0)
-    return f"{grows} +{more / 1e6:.0f} ms" if more > 0 else "nothing in particular"
-
-
-def _share(p: Predicted, stage: int) -> str:
-    parts = {"compute": p.stages[stage].compute_ns, "exposed communication": sum(p.stages[stage].exposed_ns.values()),
-             "optimizer": p.stages[stage].optimizer_ns, "bubble": p.stages[stage].bubble_ns}
-    return ", ".join(f"{name} {ns / p.step_time_ns:.0%}" for name, ns in parts.items())
 
 
 # -- verify ---------------------------------------------------------------------------------------
@@ -273,11 +154,7 @@ def verified(path: Path, run_model_code: bool = False) -> Verified:
     if [o.title for o in problem.outers] != [t.title for t in certificate.tuples]:
         faults.append("the outer tuples are not those of the space")
         return Verified(plan, tuple(faults), 0, time.perf_counter() - started)
-    located = relocated(plan, problem, tuples)
-    price = None if located is None else evaluate(problem, located)
-    if price is None or not price.fits or price.step_ns != plan.predicted.step_time_ns:
-        faults.append(f"the plan is priced at {price.step_ns if price else 'nothing'} ns, not at "
-                      f"{plan.predicted.step_time_ns}" if price is None or price.fits else "the plan does not fit")
+    faults += _price_faults(plan, planner)
     for outer, claim in zip(problem.outers, certificate.tuples, strict=True):
         bound = Bound(problem, outer)
         holds = not bound.fits() if claim.bound_ns is None else (
@@ -288,6 +165,18 @@ def verified(path: Path, run_model_code: bool = False) -> Verified:
     if certificate.lower_bound_ns > lower:
         faults.append(f"the lower bound is {lower} ns, not {certificate.lower_bound_ns}")
     return Verified(plan, tuple(faults), len(certificate.tuples), time.perf_counter() - started)
+
+
+def _price_faults(plan: Plan, planner: Planner) -> list[str]:
+    try:
+        now = reprice(plan, planner).predicted
+    except InvalidInputError as error:
+        return [f"the plan can't be priced: {error}"]
+    if not now.fits:
+        return ["the plan does not fit"]
+    if now.step_time_ns != plan.predicted.step_time_ns:
+        return [f"the plan is priced at {now.step_time_ns} ns, not at {plan.predicted.step_time_ns}"]
+    return []
 
 
 def planner_of(plan: Plan, run_model_code: bool = False, profile: str | None = None) -> Planner:
@@ -305,6 +194,7 @@ def request_of(ask: Ask) -> Request:
     pins: dict[str, Any] = {}
     banned: list[str] = []
     mixing = pad = False
+    share = ALLOCATOR_SHARE
     optimizer, profile, training = "adamw", "", list[str]()
     for word in ask.options:
         name, _, value = word.removeprefix("--").partition(" ")
@@ -321,8 +211,17 @@ def request_of(ask: Ask) -> Request:
             training.append(value)
         elif name == "profile":
             profile = value
+        elif name == "allocator_share":
+            share = _number(word, value)
         else:
             pins[name] = int(value) if re.fullmatch("[0-9]{1,9}", value) else value
     return Request(ask.model, ask.cluster, ask.seq, ask.global_batch, pins_from({**pins, "banned": banned}),
-                   reduce(training_with, training, training_from(optimizer)), mixing,
-                   ask.imbalance, ask.price_usd_per_gpu_hour, pad, ask.objective, profile=profile)
+                   training_from(optimizer, words=training), mixing, ask.imbalance, ask.price_usd_per_gpu_hour, pad,
+                   ask.objective, profile=profile, allocator_share=share)
+
+
+def _number(word: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise InvalidInputError(f"option {word[:60]!r}", expected="a number") from None

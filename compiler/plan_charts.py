@@ -19,6 +19,7 @@ MOST_ROWS = 64
 MOST_EVENTS = 4000
 MOST_TITLES = 1500
 SEEN_EVENTS = 110  # of one stage, at the width of the page
+TITLE = 18.0  # the height of an axis' title
 TUPLE_STATES = ("solved", "searched", "bounded")
 
 
@@ -49,7 +50,7 @@ class Mark:
 @dataclass(frozen=True)
 class Chart:
     """A drawing: boxes and points, a label before every row, ticks of the axis below, vertical and horizontal `lines`
-    (x or y, with a text), a legend of (colour class, text)."""
+    (x or y, with a text), a legend of (colour class, text). `height` has `TITLE` for `x_title` where there is one."""
 
     height: float
     boxes: Sequence[Box] = ()
@@ -61,6 +62,8 @@ class Chart:
     legend: Sequence[tuple[str, str]] = ()
     note: str = ""
     paths: dict[str, str] = field(default_factory=dict)
+    x_title: str = ""
+    y_title: str = ""
 
 
 def timeline_charts(plan: Plan) -> list[tuple[str, Chart]]:
@@ -192,10 +195,12 @@ def search_chart(plan: Plan) -> Chart | None:
         ("solved", "searched to the end"), ("searched", "searched by the heuristic"),
         ("bounded", "excluded by its bound")) if count[s]]
     rows = [Mark(LEFT - 8, 22, "not entered")] if any(t.value_ns is None for t in drawn) else []
-    return Chart(bottom + 26, (), points, rows,
+    return Chart(bottom + 26 + TITLE, (), points, rows,
                  [Mark(x(ns), bottom, duration(ns / 1e9)) for ns in ticks],
                  [Mark(LEFT, y(ns), duration(ns / 1e9)) for ns in ticks],
-                 [Mark(x(step), 0, "this plan", "v"), Mark(0, y(step), "", "h")], legend, note.strip())
+                 [Mark(x(step), 0, "this plan", "v"), Mark(0, y(step), "", "h")], legend, note.strip(),
+                 x_title="step time that every plan of the combination takes at least (log scale)",
+                 y_title="step time of the best plan found in it")
 
 
 def _tuple_title(found: Sequence[TupleResult]) -> str:

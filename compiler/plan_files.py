@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import MeshwrightError
 from ..runtime.plan import Plan
 from ..runtime.plan_predictions import Beaten
-from ..runtime.plan_table import GIB, duration, footnotes
+from ..runtime.plan_table import GIB, confidence, duration, error_band, footnotes
 from .plan_timeline import step_fault
 
 if TYPE_CHECKING:
@@ -41,13 +41,12 @@ class Shown:
         """The plan as in its file, and what follows from it."""
         plan, p = self.plan, self.plan.predicted
         tightest = p.stages[p.tightest]
-        doubts = dict.fromkeys((*p.low_confidence, *(r.low_confidence for r in p.layers if r.low_confidence)))
         return {
             "path": self.path, "priced_again": self.priced, "differences": list(self.differences),
             "notes": list(self.notes), "fits": self.fits, "title": plan.title, "gap": plan.gap,
             "runnable": plan.runnable, "step_time_s": p.step_time_s, "tokens_per_s": p.tokens_per_s, "mfu": p.mfu,
             "tightest_stage": p.tightest, "peak_bytes": tightest.peak_bytes, "limit_bytes": tightest.limit_bytes,
-            "low_confidence": list(doubts), "plan": plan.model_dump(mode="json")}
+            **confidence(p), "plan": plan.model_dump(mode="json")}
 
     def __rich__(self) -> Group:
         from rich.console import Group
@@ -191,6 +190,7 @@ def _predictions(a: Plan, b: Plan) -> list[Difference]:
 
     rows = [
         row("step", lambda p: duration(p.predicted.step_time_s)),
+        row("error band", lambda p: error_band(p.predicted) or "-"),
         row("tokens/s", lambda p: f"{p.predicted.tokens_per_s:,.0f}"),
         row("MFU", lambda p: "-" if p.predicted.mfu is None else f"{p.predicted.mfu:.1%}"),
         row("busiest stage: compute", lambda p: duration(slowest(p).compute_ns / 1e9)),

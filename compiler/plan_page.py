@@ -13,7 +13,19 @@ from typing import Any
 
 from ..runtime.plan import Plan
 from ..runtime.plan_predictions import TupleResult
-from ..runtime.plan_table import GIB, beaten_by, duration, energy, footnotes, headline, keys, layer_groups, missing
+from ..runtime.plan_table import (
+    GIB,
+    beaten_by,
+    duration,
+    energy,
+    error_band,
+    footnotes,
+    headline,
+    keys,
+    layer_groups,
+    meanings,
+    missing,
+)
 from .plan_charts import memory_chart, search_chart, time_chart, timeline_charts
 from .plan_files import Shown
 
@@ -31,8 +43,9 @@ def plan_page(shown: Shown) -> str:
         plan=plan, lines=headline(plan), cards=_cards(plan), notes=[*shown.notes, *footnotes(plan)],
         missing=missing(plan.predicted), tight=_is_tight(plan), strategy=_strategy(plan),
         timelines=timeline_charts(plan), memory=memory_chart(plan), time=time_chart(plan), search=search_chart(plan),
-        memory_table=_memory(plan), time_table=_times(plan),
-        families=_families(plan), beaten=[(b, *beaten_by(plan, b)) for b in plan.beaten], settings=_settings(plan))
+        memory_table=_memory(plan), time_table=_times(plan), meanings=meanings(plan.predicted),
+        families=_families(plan), settings=_settings(plan),
+        beaten=[(b, *beaten_by(plan.predicted.step_time_ns, b)) for b in plan.beaten])
 
 
 TIGHT = 0.97  # of the limit: above it the number is shown in the colour of warnings
@@ -46,10 +59,7 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     """(what, value, small print)."""
     p = plan.predicted
     tight = p.stages[p.tightest]
-    band = ""
-    if p.error_band:
-        low, high = p.step_time_s * (1 - p.error_band.low), p.step_time_s * (1 + p.error_band.high)
-        band = f"{duration(low)} to {duration(high)}: {p.error_band.source}"
+    band = f"{error_band(p)}: {p.error_band.source}" if p.error_band else ""
     cards = [("step", duration(p.step_time_s), band or "predicted"), ("tokens per second", f"{p.tokens_per_s:,.0f}",
               f"MFU {p.mfu:.1%}" if p.mfu is not None else "")]
     share = tight.peak_bytes / tight.limit_bytes if tight.limit_bytes else 0.0
@@ -62,7 +72,7 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
         tokens = plan.ask.global_batch * plan.ask.seq
         cards.append(("cost", f"{p.cost_usd / tokens * 1e6:.3g} USD", "per million tokens"))
     if p.energy_joules is not None:
-        cards.append(("energy", energy(p.energy_joules), "per step: rated power × time"))
+        cards.append(("energy", energy(p.energy_joules), "per step at most: rated power × time"))
     return cards
 
 

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ..cost_model.cluster import ClusterError
+from ..cost_model.layer_memory import ALLOCATOR_SHARE
 from ..cost_model.model import LayerKind
-from ..cost_model.strategy import LayerStrategy, StrategyError, Training
-from ..runtime.errors import InvalidInputError
+from ..cost_model.strategy import LayerStrategy, StrategyError
+from ..runtime.errors import InvalidInputError, UnknownNameError
 from ..runtime.plan import Plan as PlanFile
+from ..runtime.plan_table import confidence
 from .planner.evaluate import evaluate
 from .planner.foreign import Layout, read_foreign
 from .planner.foreign_training import training_of
 from .planner.group_search import GroupSearch, Searched, Tuple
 from .planner.plan_model import Planner, Request
+from .planner.precision import PRECISIONS, training_from
 from .planner.pricing import Choice, GroupTables
-from .planner.problem import Option, Plan
+from .planner.problem import Plan
 from .planner.search import NothingFits
 from .planner.space import Group
 from .planner.space import Layout as SpaceLayout
@@ -38,7 +41,7 @@ class Priced:
         p = self.plan.predicted
         return {"fits": p.fits, "title": self.plan.title, "step_time_s": p.step_time_s, "tokens_per_s": p.tokens_per_s,
                 "mfu": p.mfu, "missing_bytes": [s.missing_bytes for s in p.stages], "not_priced": list(self.not_priced),
-                "plan": self.plan.model_dump(mode="json")}
+                **confidence(p), "plan": self.plan.model_dump(mode="json")}
 
     def __rich__(self) -> Any:
         from rich.console import Group as Rows
@@ -48,12 +51,18 @@ class Priced:
 
 
 def price_layout(model: str, cluster: str, seq: int | None, global_batch: int | None, path: Path | None,
-                 given: dict[str, Any], profile: str = "") -> Priced:
+                 given: dict[str, Any], precision: str | None = None, profile: str = "",
+                 allocator_share: float = ALLOCATOR_SHARE) -> Priced:
     """Price the layout in a file, changed by what is given. Raises `InvalidInputError` where it can't be."""
     layout = _layout(path, given)
-    training, not_priced = training_of(layout) if path is not None else (Training(), ())
+    if precision is not None:
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
+        layout = replace(layout, recipe=precision)
+    training, not_priced = training_of(layout) if path is not None else (
+        training_from(precision=precision or "bf16"), ())
     request = Request(model, cluster, seq or layout.seq or 4096, global_batch or layout.global_batch or 256,
-                      training=training, profile=profile)
+                      training=training, profile=profile, allocator_share=allocator_share)
     planner = Planner(request)
     layout = replace(layout, global_batch=request.global_batch, seq=request.seq).on(planner.cluster.gpus)
     layout = _chunked(planner, layout)
@@ -74,7 +83,7 @@ def fixed(planner: Planner, layout: Layout) -> tuple[Plan, Searched]:
     if layout.pp * v > len(space.order):
         raise InvalidInputError(f"pp {layout.pp} · {v} chunks of {len(space.order)} layers",
                                 expected="a layer for each")
-    choices = []
+    choices: list[tuple[Choice, ...]] = []
     for kind, layer in enumerate(space.kinds):
         reason = space.refusal(layer, own.tp, own.cp, own.cp_kind) or _experts_refusal(layer, layout)
         if reason is not None:
@@ -82,11 +91,9 @@ def fixed(planner: Planner, layout: Layout) -> tuple[Plan, Searched]:
         modes = dict.fromkeys((layout.recompute if layer.vocabulary is None else "none", "none"))
         try:
             strategies = [_strategy(layout, own, mode, bool(layer.experts)) for mode in modes]
-            prices = [pricer.price(kind, pricer.samples(own, group.m), s, pricer.placement(group)) for s in strategies]
+            choices.append(tuple(pricer.choice(kind, s, group, 0, "given", s.recompute) for s in strategies))
         except (StrategyError, ClusterError) as error:
             raise InvalidInputError(str(error)) from None
-        choices.append(tuple(Choice(Option(name=s.recompute, family="given", **p.integers()), s)
-                             for s, p in zip(strategies, prices, strict=True)))
     reshard, transfer = pricer.moves((own,), group)
     tables = GroupTables(group, (own,), tuple(choices), reshard, transfer)
     try:

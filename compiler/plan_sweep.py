@@ -14,15 +14,16 @@ from .planner.space import divisors
 if TYPE_CHECKING:
     from rich.console import Group
 
-AXES = ("gpus", "seq", "batch")
+AXES = {"gpus": "nodes", "seq": "tokens per sequence", "batch": "samples per step"}  # and what their values are
+BETTER = {"gpus": "GPU-seconds a token", "seq": "length", "batch": "smallness of the batch"}
 MOST = 64
 DAY_S = 86400.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One point: the request's changed value and its best plan, None where nothing fits. `best`: no other row is
-    faster for no more GPUs (or, where GPUs are equal, no other is faster)."""
+    """One point: the request's changed value and its best plan, None where nothing fits, for the `reason`. `best`: no
+    other row is as good in both tokens/s and what `BETTER` says of the axis, and better in one."""
 
     value: int
     gpus: int
@@ -31,12 +32,14 @@ class Row:
     days: float | None
     usd: float | None
     best: bool = False
+    reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         p = self.plan.predicted if self.plan else None
-        return {"value": self.value, "gpus": self.gpus, "fits": p is not None, "pareto": self.best,
-                "title": self.plan.title if self.plan else None, "step_time_s": p.step_time_s if p else None,
+        return {"value": self.value, "gpus": self.gpus, "fits": p is not None, "reason": self.reason,
+                "pareto": self.best, "title": self.plan.title if self.plan else None,
+                "step_time_s": p.step_time_s if p else None,
                 "tokens_per_s": p.tokens_per_s if p else None, "mfu": p.mfu if p else None,
                 "usd_per_million_tokens": self.usd_per_token * 1e6 if self.usd_per_token is not None else None,
                 "days": self.days, "usd": self.usd}
@@ -59,12 +62,13 @@ class Sweep:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title="predicted; * marks rows that no other one is better than", title_justify="left")
-        for name in (self.over, "GPUs", "tokens/s", "MFU", "USD per 10^6 tokens", "days", "USD", "", "plan"):
+        table = Table(title="predicted; * marks the Pareto set: no other row is as good in tokens/s and "
+                            f"{BETTER[self.over]}", title_justify="left")
+        for name in (AXES[self.over], "GPUs", "tokens/s", "MFU", "USD per 10^6 tokens", "days", "USD", "", "plan"):
             table.add_column(name, justify="left" if name == "plan" else "right", overflow="fold")
         for row in self.rows:
             if row.plan is None:
-                table.add_row(str(row.value), str(row.gpus), *["-"] * 5, "", "nothing fits")
+                table.add_row(str(row.value), str(row.gpus), *["-"] * 5, "", Text(row.reason))
                 continue
             p = row.plan.predicted
             cells = (f"{p.tokens_per_s:,.0f}", f"{p.mfu:.1%}" if p.mfu is not None else "-",
@@ -89,10 +93,11 @@ def sweep(request: Request, over: str, values: str | None, tokens: float | None)
     for value in chosen:
         other = (resized(request, value) if over == "gpus" else replace(request, seq=value) if over == "seq"
                  else replace(request, global_batch=value))
-        answer = attempt(other, base)
+        answer, reason = attempt(other, base)
         gpus = value * base.cluster.gpus_per_node if over == "gpus" else base.cluster.gpus
-        rows.append(_row(value, gpus, answer.plan if answer else None, request.price_usd_per_gpu_hour, tokens))
-    return Sweep(over, tuple(replace(row, best=_is_best(row, rows)) for row in rows), tokens)
+        row = _row(value, gpus, answer.plan if answer else None, request.price_usd_per_gpu_hour, tokens)
+        rows.append(replace(row, reason=reason))
+    return Sweep(over, tuple(replace(row, best=_is_best(row, rows, over)) for row in rows), tokens)
 
 
 def _values(text: str) -> list[int]:
@@ -114,9 +119,16 @@ def _row(value: int, gpus: int, plan: Plan | None, price: float | None, tokens: 
                per_token * tokens if per_token is not None and tokens is not None else None)
 
 
-def _is_best(row: Row, rows: list[Row]) -> bool:
+def _is_best(row: Row, rows: list[Row], over: str) -> bool:
     if row.plan is None:
         return False
-    own = row.plan.predicted.tokens_per_s
-    return not any(o.plan is not None and o.gpus <= row.gpus and o.plan.predicted.tokens_per_s >= own
-                   and (o.gpus, o.plan.predicted.tokens_per_s) != (row.gpus, own) for o in rows)
+    own = _merits(row, over)
+    others = [_merits(other, over) for other in rows if other.plan is not None]
+    return not any(all(b >= a for a, b in zip(own, other, strict=True)) and other != own for other in others)
+
+
+def _merits(row: Row, over: str) -> tuple[float, float]:
+    """Tokens/s, and the axis' other merit: more is better in both."""
+    assert row.plan is not None
+    speed = row.plan.predicted.tokens_per_s
+    return speed, {"gpus": speed / row.gpus, "seq": row.value, "batch": -row.value}[over]

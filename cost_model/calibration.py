@@ -29,7 +29,7 @@ T = TypeVar("T")
 FOLDER = Path(__file__).parent
 CHIP = {"a100-40": "a100-80", "h200": "h100-sxm"}  # parts of one chip that differ in memory only
 FAMILY = {"a100-40": "a100-80", "h100-pcie": "h100-sxm", "h200": "h100-sxm", "h100-96-hbm2e": "h100-sxm",
-          "b200": "b200", "gb200": "b200", "v100": "a100-80", "rtx-4090": "a100-80"}
+          "b200": "b200", "gb200": "b200", "b300": "b200", "gb300": "gb200", "v100": "a100-80", "rtx-4090": "a100-80"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How far predicted step times were off where others published them, and which devices nobody published runs of.
 
     error_band(calibration, training, "dense", device)   (0.08, 0.1): a step may take 8 % less to 10 % more
+    comparison_band(training, "dense")                   0.07: two plans of one model this close can't be told apart
     doubt(calibration, device)                           "" or why these numbers were not compared with that device
 
 `published-errors.json` holds, by chip and class of run, median and 90th percentile of |predicted / measured - 1| over
@@ -79,6 +80,13 @@ def error_band(calibration: Calibration, training: Training, model: ModelClass,
     return found[0].band if found else None
 
 
+def comparison_band(training: Training, model: ModelClass) -> float | None:
+    """By which share nine in ten predicted ratios of two layouts of one model, on one cluster with one batch, were at
+    most off. Much of a single prediction's error is common to both and cancels. None where none were compared."""
+    found = committed_comparisons().get(error_class(training, model))
+    return found.p90 if found else None
+
+
 def doubt(calibration: Calibration, device: str) -> str:
     """Why predictions for `device` with these numbers were not compared with any published run, as one sentence that
     starts with "uncalibrated"; "" where they were. GPUs of one chip (H100 SXM and H200) share its numbers."""
@@ -97,6 +105,22 @@ def doubt(calibration: Calibration, device: str) -> str:
 def committed_errors() -> Mapping[str, Mapping[str, PublishedErrors]]:
     """The committed figures by chip (or `EVERY_CHIP`) and class."""
     return errors_from_json(FILE.read_text()) if FILE.is_file() else {}
+
+
+@lru_cache(maxsize=1)
+def committed_comparisons() -> Mapping[str, PublishedErrors]:
+    """The committed errors of comparisons by class; empty in files of older benchmarks."""
+    return comparisons_from_json(FILE.read_text()) if FILE.is_file() else {}
+
+
+def comparisons_from_json(text: str) -> Mapping[str, PublishedErrors]:
+    """Raises `ValueError`, in one sentence, for anything but what the benchmark writes."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(dict[str, PublishedErrors]).validate_python(json.loads(text).get("comparisons", {}))
+    except (ValidationError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a table of errors: {str(error).splitlines()[0]}") from None
 
 
 def errors_from_json(text: str) -> Mapping[str, Mapping[str, PublishedErrors]]:

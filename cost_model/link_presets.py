@@ -2,7 +2,7 @@
 
 Sources, with what they say
   [NVLink]  Data sheets give both directions together, a direction is half: V100 300 GB/s, A100 600, H100 and H200 900,
-            B200 and GB200 1800. The GB200 NVL72 datasheet: 72 GPUs in one NVLink domain, 130 TB/s (72 · 1.8). The RTX
+            B200 to GB300 1800. The NVL72 datasheets: 72 GPUs in one NVLink domain, 130 TB/s (72 · 1.8). The RTX
             4090 has none; the H100 PCIe's bridge (600 GB/s) joins pairs and is an option: describe it in a file.
   [PCIe]    PCI Express base specification: 16 and 32 GT/s a lane, 128b/130b; sixteen lanes carry 31.5 GB/s (Gen4) and
             63 GB/s (Gen5) per direction. The H100 datasheet gives its card Gen5. Assumption: Gen4 for the RTX 4090.
@@ -15,12 +15,13 @@ Sources, with what they say
             "8x Single-Port Mellanox ConnectX-6 VPI 200Gb/s HDR InfiniBand". DGX BasePOD reference architecture, core
             components: DGX H100, H200 and B200 with eight single-port ConnectX-7, up to 400 Gbit/s each; MLPerf system
             descriptions: at least eight of 400 Gbit/s for H200 and B200, four ConnectX-7 for the four GPUs of a
-            GB200 tray. Assumption: these run at 400 Gbit/s.
+            GB200 tray. Assumption: these run at 400 Gbit/s. HGX B300 and GB300 NVL72: one ConnectX-8 of 800 Gbit/s for
+            each GPU (acecloud.ai/blog/nvidia-hgx-b300, vendordeep.com's report on the GB300, after NVIDIA's pages).
   [H100T]   As in `presets.py`: "400 Gb/s per GPU", "500W power limit".
   [POD]     DGX SuperPOD (RA-11333-001): "SUs of 32 DGX H100 systems each", leaf switches by rail, full bisection
             above.
   [TDP]     Maximum power in the data sheets: V100 300 W, A100 400, H100 700 and as a card 350, H200 700, RTX 4090 450;
-            B200 1000 and GB200 1200 in the Blackwell datasheet.
+            B200 1000 and GB200 1200 in the Blackwell datasheet; B300 1100 and GB300 1400 in [B300] of `presets.py`.
 
 Assumptions, no document: 95 % of a NIC's line rate (packet headers), 2 µs more through a spine (two more switches),
 PCIe's 12.0 of 15.75 for later generations too, NICs of PCIe servers (one for four RTX 4090, one for two H100 PCIe),
@@ -70,8 +71,9 @@ def _hopper(nic: str, power_w: float, source: str) -> LinkPreset:
     return _nvlink(450, 20.6 / 25, nic, 400, power_w, source, in_switch=0.85)  # [NVLink], [topo], [NIC], [tuning]
 
 
-def _blackwell(power_w: float, source: str, domain_gpus: int = 0) -> LinkPreset:
-    return _nvlink(900, 40.1 / 50, "InfiniBand NDR", 400, power_w, source, domain_gpus=domain_gpus, in_switch=0.74)
+def _blackwell(power_w: float, source: str, domain_gpus: int = 0, nic: str = "InfiniBand NDR",
+               nic_gbit_per_s: float = 400) -> LinkPreset:
+    return _nvlink(900, 40.1 / 50, nic, nic_gbit_per_s, power_w, source, domain_gpus=domain_gpus, in_switch=0.74)
 
 
 def _pcie(name: str, gb_per_s: float, nic: str, nic_gbit_per_s: float, power_w: float, source: str, *,
@@ -96,6 +98,10 @@ LINKS: dict[str, LinkPreset] = {  # bandwidths [NVLink] or [PCIe], NICs [NIC], w
     "h200": _hopper("InfiniBand NDR", 700, "NVIDIA H200 datasheet; DGX H200 user guide"),
     "b200": _blackwell(1000, "NVIDIA Blackwell datasheet; DGX BasePOD reference architecture"),
     "gb200": _blackwell(1200, "NVIDIA GB200 NVL72 datasheet", domain_gpus=72),
+    "b300": _blackwell(1100, "Verda, GB300 NVL72 architecture; acecloud.ai, HGX B300", nic="InfiniBand XDR",
+                       nic_gbit_per_s=800),
+    "gb300": _blackwell(1400, "Verda, GB300 NVL72 architecture; NVIDIA GB300 NVL72 datasheet", domain_gpus=72,
+                        nic="InfiniBand XDR", nic_gbit_per_s=800),
     "rtx-4090": _pcie("PCIe Gen4", 31.5, "Ethernet", 100, 450, f"NVIDIA Ada GPU architecture white paper; {_PCIE}",
                       gpus_per_nic=4),
 }

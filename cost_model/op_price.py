@@ -14,10 +14,15 @@ from .strategy import Training
 
 REFERENCE_YEAR = 2026.0
 FP8 = "float8_e4m3fn"
-ELEMENT_BYTES = {"float64": 8, "float32": 4, "tfloat32": 4, "bfloat16": 2, "float16": 2, FP8: 1, "float8_e5m2": 1}
+FP4 = "float4_e2m1fn_x2"
+NARROW = {"nvfp4": FP4}
+"""Dtype of the layers' products by recipe; every recipe that is not here has FP8."""
+ELEMENT_BYTES = {"float64": 8, "float32": 4, "tfloat32": 4, "bfloat16": 2, "float16": 2, FP8: 1, "float8_e5m2": 1,
+                 FP4: 0.5625}  # blocks of 16 share a scale of one byte
+UNFITTED_RECIPE = 0.85  # assumption: of gemm_efficiency, for recipes without a fitted number
 QUANTIZE_BYTES = 4  # of an activation's element: read in 16 bit, written in 8 bit for both orders the passes need
 AMPERE_KERNELS = frozenset(("flash-2", "triton"))
-WARPGROUP_DEVICES = frozenset(("h100-sxm", "h100-pcie", "h200", "h100-96-hbm2e", "b200", "gb200"))
+WARPGROUP_DEVICES = frozenset(("h100-sxm", "h100-pcie", "h200", "h100-96-hbm2e", "b200", "gb200", "b300", "gb300"))
 MMA_OF_WARPGROUP_PEAK = 0.63
 """Kernels made of Ampere's instructions (mma) reach 62.9 % of Hopper's peak, for which its own (wgmma) are needed: Luo
 et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking", arXiv:2402.13499."""
@@ -46,7 +51,13 @@ class Rates:
 
     @property
     def fp8(self) -> bool:
+        """Whether the layers' products run in fewer than 16 bits."""
         return bool(self.training.fp8_recipe)
+
+    @property
+    def narrow(self) -> str:
+        """Their dtype, under the training's recipe."""
+        return NARROW.get(self.training.fp8_recipe, FP8)
 
     def memory_s(self, moved_bytes: float) -> float:
         """Seconds to move bytes through a GPU's memory."""
@@ -61,10 +72,11 @@ class Rates:
         element = ELEMENT_BYTES.get(self.training.compute, 2)
         peak = self.device.peak(self.training.compute) * c.gemm_efficiency
         extra_s = 0.0
-        if fp8 and FP8 in self.device.peak_flops_per_s:
-            peak = self.device.peak(FP8) * c.gemm_efficiency * self.software.fp8.get(self.training.fp8_recipe, 0.85)
+        if fp8 and self.narrow in self.device.peak_flops_per_s:
+            reached = self.software.fp8.get(self.training.fp8_recipe, UNFITTED_RECIPE)
+            peak = self.device.peak(self.narrow) * c.gemm_efficiency * reached
             extra_s = self.memory_s(QUANTIZE_BYTES * quantized)
-            element = 1
+            element = ELEMENT_BYTES[self.narrow]
         fill = (1 + c.gemm_depth_knee / max(k, 1)) * (1 + c.gemm_area_knee / max(batch * m * n, 1))
         moved = batch * (m * k * element + m * n * 2 + k * n * element)
         math_s = 2 * batch * m * k * n / peak * fill * self.slow

@@ -98,7 +98,8 @@ class Training:
     `parameter_bytes`, `gradient_bytes`, `master_bytes`: per parameter, of the copy that is computed with (or, with ZeRO
     3, sharded), of the accumulated gradient, and of the optimizer's own copy (0 where the parameters are that copy).
     `reduce_bytes`, `gather_bytes`: per parameter on the wire in gradient reduction and in gathering. `compute`: dtype
-    of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits.
+    of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits, or to
+    four ("nvfp4").
     `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
     `software`: names of `calibration.Software`'s coefficients; `software_year`: when the stack was released.
     `dispatch`: how rows travel to experts, one copy for each expert, or over the network one for each node (DeepEP;

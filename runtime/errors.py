@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 MOST_LISTED = 60
+LONGEST_NAME = 80  # of an unknown name in a message
 
 
 class MeshwrightError(Exception):
@@ -38,7 +39,8 @@ class UnknownNameError(InvalidInputError):
             near = nearest_names(self.name, self.known, 3)
             expected = (f"one of {len(self.known)} names, the nearest of which are {', '.join(near)}" if near else
                         f"one of {len(self.known)} names, of which none is close")
-        super().__init__(f"unknown {kind} {self.name!r}", expected=expected, do=hint)
+        shown = self.name if len(self.name) <= LONGEST_NAME else self.name[:LONGEST_NAME] + "…"
+        super().__init__(f"unknown {kind} {shown!r}", expected=expected, do=hint)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild_unknown_name, (self.given, self.name, self.known))

@@ -153,8 +153,9 @@ class Certificate(PlanData):
 
 class Beaten(PlanData):
     """The best plan of a family that the plan beat. `binding`: what holds it back (the busiest stage, the memory of
-    stage 0, …). `near_tie`: within the error band, so that the simpler of the two was taken. No step time: nothing of
-    the family fits, and `missing_bytes` says by how much."""
+    stage 0, …). `near_tie`: within what comparisons of two layouts are off by; of those and the plan itself,
+    `preferred` marks the simplest where that is not the plan. No step time: nothing of the family fits, and
+    `missing_bytes` says by how much, or, where those are 0, there is no such plan."""
 
     family: Name
     title: Text
@@ -162,3 +163,4 @@ class Beaten(PlanData):
     missing_bytes: Amount = 0
     binding: Text
     near_tie: bool = False
+    preferred: bool = False

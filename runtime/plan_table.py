@@ -24,6 +24,15 @@ GIB = 2**30
 MAX_STAGES_SHOWN = 16
 TIGHT_BYTES = 2 * GIB  # with less free, a peak that is a little higher than predicted does not fit
 HEADERS = {"communication": "comm. buffers"}  # so that no header breaks within a word
+MEANINGS = {
+    "weights": "parameters as products read them", "gradients": "accumulated gradients",
+    "optimizer": "moments and float32 copies of parameters",
+    "activations": "what forward passes save for their backward passes, of all micro-batches in flight",
+    "logits": "scores over the vocabulary and their gradient",
+    "working-set": "what a layer needs only while it runs, of the largest layer",
+    "communication": "buffers of collectives", "allocator": "margin for memory that an allocator holds but can't use",
+    "context": "what CUDA, NCCL and libraries hold before the model is there"}
+"""Categories of a stage's memory, in words."""
 
 
 def plan_table(plan: Plan) -> Group:
@@ -46,10 +55,8 @@ def headline(plan: Plan) -> list[str]:
     lines = [f"{plan.model.name} on {plan.mesh.gpus} GPUs ({ask.cluster}{idle}), {ask.seq} tokens × batch {batch}",
              plan.title, f"predicted: {speed(p)}"]
     if p.error_band:
-        band = p.error_band
-        low, high = p.step_time_s * (1 - band.low), p.step_time_s * (1 + band.high)
-        lines.append(f"error band: {duration(low)} to {duration(high)} per step ({band.source})")
-    money = [f"{energy(p.energy_joules)} (rated power × time)" if p.energy_joules is not None else "",
+        lines.append(f"error band: {error_band(p)} per step ({p.error_band.source})")
+    money = [f"at most {energy(p.energy_joules)} (rated power × time)" if p.energy_joules is not None else "",
              f"{p.cost_usd:.4g} USD" if p.cost_usd is not None else ""]
     if any(money):
         lines.append(f"a step takes {' and '.join(m for m in money if m)}")
@@ -58,10 +65,28 @@ def headline(plan: Plan) -> list[str]:
     return lines
 
 
+def error_band(p: Predicted) -> str:
+    """`1.1 s to 1.4 s (-9 % to +14 %)`; empty where no run was compared."""
+    band = p.error_band
+    if band is None:
+        return ""
+    low, high = p.step_time_s * (1 - band.low), p.step_time_s * (1 + band.high)
+    return f"{duration(low)} to {duration(high)} (-{band.low:.0%} to +{band.high:.0%})"
+
+
 def speed(p: Predicted) -> str:
     """`1.234 s per step · 56,789 tokens/s · MFU 42.1 %`."""
     mfu = f" · MFU {p.mfu:.1%}" if p.mfu is not None else ""
     return f"{duration(p.step_time_s)} per step · {p.tokens_per_s:,.0f} tokens/s{mfu}"
+
+
+def confidence(p: Predicted) -> dict[str, Any]:
+    """For JSON: the step's error band, shares of its time, and what there was nothing to compare with."""
+    doubts = dict.fromkeys((*p.low_confidence, *(r.low_confidence for r in p.layers if r.low_confidence)))
+    band = p.error_band
+    return {"error_band": None if band is None else {
+        "low": band.low, "high": band.high, "low_s": p.step_time_s * (1 - band.low),
+        "high_s": p.step_time_s * (1 + band.high), "source": band.source}, "low_confidence": list(doubts)}
 
 
 def missing(p: Predicted) -> list[str]:
@@ -173,15 +198,24 @@ def memory_table(plan: Plan) -> Table:
                                          f"{stages[i].peak_bytes / GIB:.2f}", f"{stages[i].limit_bytes / GIB:.2f}",
                                          f"{(stages[i].limit_bytes - stages[i].peak_bytes) / GIB:.2f}"],
           plan.predicted.tightest)
+    hard = [(HEADERS.get(n, n), text) for n, text in meanings(plan.predicted) if n not in ("weights", "gradients")]
+    table.caption, table.caption_justify = "; ".join(f"{name}: {text}" for name, text in hard), "left"
     return table
 
 
-def beaten_by(plan: Plan, b: Beaten) -> tuple[str, str]:
-    """(step time, by how much it is slower) of a beaten plan, in words."""
+def meanings(p: Predicted) -> list[tuple[str, str]]:
+    """The categories of memory that a plan has, with what they are."""
+    return [(n, MEANINGS[n]) for n in keys(s.memory_bytes for s in p.stages) if n in MEANINGS]
+
+
+def beaten_by(step_time_ns: int, b: Beaten) -> tuple[str, str]:
+    """(step time, by how much it is slower than `step_time_ns`) of a beaten plan, in words."""
     if b.step_time_ns is None:
-        return "does not fit", f"{b.missing_bytes / GIB:.2f} GiB missing"
-    slower = b.step_time_ns / plan.predicted.step_time_ns - 1
-    return duration(b.step_time_ns / 1e9), f"{slower:.1%}" + (" (equal within the error band)" if b.near_tie else "")
+        return "does not fit" if b.missing_bytes else "-", f"{b.missing_bytes / GIB:.2f} GiB missing" * bool(
+            b.missing_bytes)
+    slower = b.step_time_ns / step_time_ns - 1
+    equal = " (equal within the error band" + ", the simplest" * b.preferred + ")"
+    return duration(b.step_time_ns / 1e9), f"{slower:+.1%}" + equal * b.near_tie
 
 
 def keys(tables: Iterable[dict[Name, int]]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,13 @@ def _key(spec: str, seq: int, samples: int, dtype: str, imbalance: float) -> str
     """None for what can't be kept."""
     path = Path(spec)
     content = spec
-    if path.is_dir() or path.suffix == ".json":
+    folder = os.path.isdir(spec)  # False, unlike is_dir, where the name itself is impossible
+    if folder or path.suffix == ".json":
         try:
-            content = (path / "config.json" if path.is_dir() else path).read_text()
-        except OSError:
+            content = (path / "config.json" if folder else path).read_text()
+        except (OSError, ValueError):
             return None
-        content += "\0" + config_name(path / "config.json" if path.is_dir() else path)
+        content += "\0" + config_name(path / "config.json" if folder else path)
     elif ":" in spec:
         return None
     return cache.key_of("model description", content, str(seq), str(samples), dtype, repr(imbalance), _code())

@@ -144,6 +144,8 @@ def _precision(draft: Draft) -> list[str]:
         draft.drop("accumulates in float32 or the parameters' dtype", "training.gradient_dtype")
     if t.recipe in FP8_RECIPES:
         lines += ["--fp8-format hybrid", f"--fp8-recipe {FP8_RECIPES[t.recipe]}"]
+    elif t.recipe == "nvfp4":
+        lines += ["--fp4-format e2m1", "--fp4-recipe nvfp4"]
     elif t.recipe != {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(t.parameter_dtype):
         draft.drop(f"has no recipe {t.recipe!r}", "training.recipe")
     if t.optimizer not in ("adamw", "sgd"):
@@ -152,7 +154,7 @@ def _precision(draft: Draft) -> list[str]:
         draft.drop("keeps float32 parameters and moments", "training.optimizer_bytes_per_parameter")
     lines.append(f"--optimizer {'sgd' if t.optimizer == 'sgd' else 'adam'}")
     lines += _kernels(draft)
-    draft.put("--bf16, --fp8-format, --accumulate-allreduce-grads-in-fp32", "training.parameter_dtype",
+    draft.put("--bf16, --fp8-format, --fp4-format, --accumulate-allreduce-grads-in-fp32", "training.parameter_dtype",
               "training.gradient_dtype", "training.reduce_dtype", "training.recipe")
     draft.put("--optimizer", "training.optimizer", "training.optimizer_bytes_per_parameter")
     return lines

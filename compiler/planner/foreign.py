@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ...runtime.errors import InvalidInputError
 from ...runtime.plan_layout import CpKind, RecomputeMode, ScheduleName
@@ -131,12 +131,21 @@ def read_megatron(text: str) -> Layout:
                    overlap_parameters=overlaps[1], ignored=tuple(k for k in layout.ignored if k not in keys.asked))
 
 
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON document. Raises `ValueError` for a name that stands in it twice: the last would win."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{twice[:60]!r} is given twice")
+    return made
+
+
 def read_deepspeed(text: str) -> Layout:
     """The layout of a DeepSpeed JSON configuration; its pipeline is in the script and not seen. Raises
     `InvalidInputError`."""
     limited(text, "DeepSpeed configuration")
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"DeepSpeed configuration: not JSON ({' '.join(str(error).split())})") from None
     if not isinstance(data, dict):

@@ -163,7 +163,10 @@ def _recipe(keys: Keys) -> str:
     fp8 = keys.text("fp8-format", None) or keys.text("fp8", None)
     recipe = keys.text("fp8-recipe", "delayed")
     if keys.text("fp4-format", None):
-        raise InvalidInputError(f"{WHAT}: --fp4-format can't be priced", expected="bf16 or fp8")
+        four = keys.text("fp4-recipe", "nvfp4")
+        if four != "nvfp4":
+            raise InvalidInputError(f"{WHAT}: --fp4-recipe is {str(four)[:40]!r}", expected="nvfp4")
+        return "nvfp4"
     if fp8 is not None:
         if recipe not in FP8_RECIPES:
             raise InvalidInputError(f"{WHAT}: --fp8-recipe is {str(recipe)[:40]!r}",

@@ -53,7 +53,7 @@ def _formats(layout: Layout, optimizer: str, notes: list[str]) -> Training:
         recipe = "bf16"
     fp8 = recipe.removeprefix("fp8-") if recipe not in COMPUTE else ""
     if fp8 and fp8 not in MEASURED_FP8:
-        notes.append(f"what is special to fp8 {fp8[:40]} (priced at a default efficiency)")
+        notes.append(f"what is special to {'' if 'fp' in fp8 else 'fp8 '}{fp8[:40]} (priced at a default efficiency)")
     compute = COMPUTE.get(recipe, "bfloat16")
     if compute == "float32":
         notes.append("activations in float32 (priced at 2 bytes an element)")

@@ -1,34 +1,42 @@
-"""Why nothing fits: the binding stage of the plan of least memory, what is missing, and changes that fit when tried.
+"""Why nothing fits: the binding stage of the plan of least memory, what is missing, and the nearest changes that fit.
 
-Memory needs no times: per tuple and layout, the least that a stage can hold is a sum over its layers. The tuple of
-least memory is then cut exactly by `nearest.py`. A change is only named after a search has found a plan with it.
+Memory needs no times: `memory_only.py` finds the least that any plan needs, exactly, in milliseconds, and so tries many
+changes, each sort from the smallest on. Where pins leave only schedules that it does not decide (interleaved,
+zero-bubble H1), the tuples of least memory are cut by `nearest.py`, and changes are tried by searches.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import MeshwrightError
+from .evaluate import evaluate
 from .group_search import GroupSearch
+from .memory_only import Least, MemoryOnly
 from .nearest import GIB, Nearest, nearest
 from .pricing import Choice, GroupTables
 from .problem import Option, Problem
 from .search import Found
-from .space import Group, Pins
+from .space import MODES, Group, Pins, divisors
 
 if TYPE_CHECKING:
     from .plan_model import Planner
 
 MOST_TUPLES = 2
 LOOSE = 0.9  # a plan that fits is wanted, not a fast one
+MOST_NODES = 32  # times as many are looked at
+TOKENS = 1024  # a step of shorter sequences, or an eighth of the asked one where that is less
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the request with which a plan was found."""
+    """A change of the request with which a plan fits. `request`: `memory_bytes_per_gpu`, `pins` (None: left out),
+    `banned`, `cluster` or `seq`, as `applied` takes it."""
 
     what: str
     request: dict[str, Any]
@@ -36,12 +44,15 @@ class Change:
 
 @dataclass(frozen=True)
 class WhyNot:
-    """`nearest`: the plan of least memory found, under `capacity_bytes`; None where no option exists at all."""
+    """`nearest`: the plan of least memory found, under `capacity_bytes`; None where no option exists at all.
+    `capture_s`: of what it took, seconds in which the model was captured at another length."""
 
     nearest: Nearest | None
     problem: Problem
     context_bytes: int
     changes: tuple[Change, ...]
+    allocator_share: float = 0.0
+    capture_s: float = 0.0
 
     @property
     def missing_bytes(self) -> int:
@@ -60,9 +71,15 @@ class WhyNot:
         return {"fits": False, "reason": self.sentence(), "missing_gib": self.missing_bytes / GIB,
                 "stage": near.stage if near else None, "outer": near.title if near else None,
                 "needed_bytes": near.memory.total_bytes + self.context_bytes if near else None,
-                "memory_bytes": {"static": near.memory.static_bytes, "activations": near.memory.activation_bytes,
-                                 "working-set": near.memory.transient_bytes} if near else None,
+                "memory_bytes": self._categories() if near else None,
                 "changes": [{"what": c.what, **c.request} for c in self.changes]}
+
+    def _categories(self) -> dict[str, int]:
+        assert self.nearest is not None
+        m, more = self.nearest.memory, 1 + self.allocator_share
+        activations, working = int(m.activation_bytes / more), int(m.transient_bytes / more)
+        return {"static": m.static_bytes, "activations": activations, "working-set": working,
+                "allocator": m.activation_bytes + m.transient_bytes - activations - working}
 
 
 def why_not(planner: Planner) -> WhyNot:
@@ -72,15 +89,37 @@ def why_not(planner: Planner) -> WhyNot:
         raise MeshwrightError(f"nothing was found to fit, yet {found.title} does",
                               do="This is a bug: please report it with the command.")
     context = round(planner.space.cluster.usable_memory_bytes) - planner.pricer.capacity_bytes
-    changes = [] if found is None else [Change(
-        f"{found.missing_bytes(problem) / GIB:.2f} GiB more memory per GPU",
-        {"memory_bytes_per_gpu": planner.pricer.capacity_bytes + context + found.missing_bytes(problem)})]
-    changes += _changes(planner)
-    return WhyNot(found, problem, context, tuple(changes))
+    changes: list[Change] = []
+    if found is not None:
+        changes.append(Change(f"{found.missing_bytes(problem) / GIB:.2f} GiB more memory per GPU",
+                              {"memory_bytes_per_gpu": found.capacity_bytes + context}))
+    changes += [*_loosened(planner), *_more_nodes(planner)]
+    started = time.perf_counter()
+    shorter, searching_s = _shorter(planner) if found is not None else (None, 0.0)
+    changes += [shorter] if shorter else []
+    return WhyNot(found, problem, context, tuple(changes), planner.pricer.allocator_share,
+                  time.perf_counter() - started - searching_s)
 
 
 def least_memory(planner: Planner) -> tuple[Problem, Nearest | None]:
-    """The plan of least memory, among the tuples whose stages hold least on average."""
+    """The plan of least memory: of all that the pins leave, or, where `MemoryOnly` does not decide, among the tuples
+    whose stages hold least on average."""
+    only = MemoryOnly(planner.pricer)
+    if not only.decides():
+        return _least_of_few(planner)
+    least = only.least()
+    search = GroupSearch(planner.pricer)
+    return (search.problem([]), None) if least is None else (search.problem([least.outer]), _nearest_of(least, planner))
+
+
+def _nearest_of(least: Least, planner: Planner) -> Nearest:
+    memory = evaluate(GroupSearch(planner.pricer).problem([least.outer]), least.plan).memory
+    stage = max(range(len(memory)), key=lambda s: memory[s].total_bytes)
+    return Nearest(least.plan, stage, memory[stage], least.capacity_bytes, least.capacity_bytes - 1, True,
+                   least.outer.title)
+
+
+def _least_of_few(planner: Planner) -> tuple[Problem, Nearest | None]:
     search, space = GroupSearch(planner.pricer), planner.space
     estimates = []
     for group in space.groups():
@@ -141,30 +180,133 @@ def _smallest(own: list[Choice]) -> list[Choice]:
 
 
 # -- changes --------------------------------------------------------------------------------------
-def _changes(planner: Planner) -> Iterator[Change]:
-    """Pins to give up, more nodes, shorter sequences: the first of each sort that fits."""
-    pins = planner.request.pins
-    for f in fields(Pins):
-        if f.name != "banned" and getattr(pins, f.name) is not None:
-            loose = Pins(**{g.name: getattr(pins, g.name) for g in fields(Pins) if g.name != f.name})
-            if fits(planner.with_request(pins=loose)):
-                yield Change(f"--{f.name.replace('_', '-')} {getattr(pins, f.name)} left out", {"without": f.name})
-                return
-    cluster, name = planner.cluster, planner.request.cluster
-    size, _, device = name.partition(" ")
-    if "x" in size and device and planner.request.cluster == cluster.name:
-        for factor in (2, 3, 4, 6, 8, 12, 16, 32):
-            larger = f"{cluster.nodes * factor}x{cluster.gpus_per_node} {device.strip()}"
-            if fits(planner.with_request(cluster=larger)):
-                yield Change(f'--cluster "{larger}"', {"cluster": larger})
-                return
+def applied(planner: Planner, change: Change) -> Planner:
+    """The planner of the changed request."""
+    asked = change.request
+    if "memory_bytes_per_gpu" in asked:
+        other, cluster = planner.with_request(), planner.cluster
+        memory = cluster.device.memory_bytes + asked["memory_bytes_per_gpu"] - cluster.usable_memory_bytes
+        other.cluster = replace(cluster, device=replace(cluster.device, memory_bytes=memory))
+        return other
+    if "pins" in asked or "banned" in asked:
+        pins = replace(planner.request.pins, **asked.get("pins", {}))
+        return planner.with_request(pins=replace(pins, banned=frozenset(asked.get("banned", pins.banned))))
+    return planner.with_request(**asked)
 
 
-def fits(planner: Planner) -> bool:
-    """Whether a search finds any plan."""
+def fits(planner: Planner, *, one_sample: bool = False) -> bool:
+    """Whether any plan fits."""
+    if too_few(planner, planner.cluster.gpus):
+        return False
     try:
+        only = MemoryOnly(planner.pricer, one_sample=one_sample)
+        if only.decides():
+            return only.fits()
         searched = GroupSearch(planner.pricer, within=LOOSE, most_work=0).run()
     except MeshwrightError:
         return False
     return isinstance(searched.result, Found)
 
+
+def too_few(planner: Planner, gpus: int) -> bool:
+    """Whether weights, gradients and optimizer alone, cut into as many parts as there are GPUs, are too large."""
+    trained = min(planner.model.one.parameter_count, sum(
+        p.count for k in planner.space.order for p in planner.space.kinds[k].parameters if p.trainable))
+    t = planner.request.training
+    return trained * (t.parameter_bytes + t.gradient_bytes + t.optimizer_bytes) > gpus * planner.space.capacity_bytes
+
+
+def _helps(planner: Planner, change: Change) -> bool:
+    try:
+        return fits(applied(planner, change))
+    except MeshwrightError:  # another pin or ban excludes it
+        return False
+
+
+def _loosened(planner: Planner) -> Iterator[Change]:
+    """Of every pin the nearest value that fits, else without it; of every ban, whether lifting it does; all of them
+    left out where no single one helps."""
+    pins = planner.request.pins
+    found = False
+    for f in fields(Pins):
+        value, word = getattr(pins, f.name), f.name.replace("_", "-")
+        if f.name == "banned" or value is None:
+            continue
+        for other in (*_nearest_values(planner, f.name, value), None):
+            change = Change(f"--{word} {other} instead of --{word} {value}" if other is not None else
+                            f"--{word} {value} left out", {"pins": {f.name: other}})
+            if _helps(planner, change):
+                yield change
+                found = True
+                break
+    for name in sorted(pins.banned):
+        change = Change(f"--ban {name} left out", {"banned": sorted(pins.banned - {name})})
+        if _helps(planner, change):
+            yield change
+            found = True
+    if not found and len(pins.words()) > 1 and fits(planner.with_request(pins=Pins())):
+        nothing = {f.name: None for f in fields(Pins) if f.name != "banned"}
+        yield Change("all pins and bans left out", {"pins": nothing, "banned": []})
+
+
+def _nearest_values(planner: Planner, axis: str, value: Any) -> list[Any]:
+    """Other values of an axis, the nearest first; of recomputation and ZeRO, those that hold less."""
+    if axis == "recompute":
+        return list(MODES[MODES.index(value) + 1:])
+    if axis == "zero":
+        return list(range(value + 1, 4))
+    if axis in ("schedule", "interleave"):
+        return []
+    whole = planner.batch if axis in ("micro_batch", "micro_batches") else planner.cluster.gpus
+    return sorted((n for n in divisors(whole) if n != value), key=lambda n: (round(abs(math.log(n / value)), 9), n))
+
+
+def _more_nodes(planner: Planner) -> Iterator[Change]:
+    """The fewest more nodes that fit, up to 16 one by one, then in steps of an eighth of those asked for."""
+    cluster, name = planner.cluster, planner.request.cluster
+    size, _, device = name.partition(" ")
+    if "x" not in size or not device or name != cluster.name:
+        return
+    step = max(1, cluster.nodes // 8)
+    for nodes in (*range(cluster.nodes + 1, 17), *range(max(17, cluster.nodes + step), MOST_NODES * cluster.nodes + 1,
+                                                        step)):
+        if too_few(planner, nodes * cluster.gpus_per_node):
+            continue
+        change = Change(f'--cluster "{nodes}x{cluster.gpus_per_node} {device.strip()}"',
+                        {"cluster": f"{nodes}x{cluster.gpus_per_node} {device.strip()}"})
+        if _helps(planner, change):
+            yield change
+            return
+
+
+def _shorter(planner: Planner) -> tuple[Change | None, float]:
+    """The longest sequence that fits, and the seconds that looking for it took, captures apart. It is estimated from
+    what grows with the samples, then captured and decided, at most three lengths."""
+    if too_few(planner, planner.cluster.gpus):
+        return None, 0.0
+    seq = planner.model.one.seq
+    unit, spent = min(TOKENS, max(1, seq // 8)), 0.0
+
+    def estimated(units: int) -> bool:
+        return MemoryOnly(planner.pricer, tokens=units * unit / seq, one_sample=True).fits()
+
+    started = time.perf_counter()
+    low, high = 0, -(-seq // unit)
+    possible = MemoryOnly(planner.pricer).decides() and estimated(1)
+    while possible and high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if estimated(middle) else (low, middle)
+    spent += time.perf_counter() - started
+    for units in range(low, max(0, low - 3), -1):
+        change = Change(f"--seq {units * unit}", {"seq": units * unit})
+        other = applied(planner, change)
+        try:
+            other.model.at(1)
+        except MeshwrightError:
+            return None, spent
+        started = time.perf_counter()
+        found = fits(other, one_sample=True)
+        spent += time.perf_counter() - started
+        if found:
+            return change, spent
+    return None, spent

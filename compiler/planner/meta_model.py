@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .model_presets import MODEL_PRESETS
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForPreTraining", "AutoModelForMaskedLM",
                 "AutoModelForImageClassification", "AutoModel")
 SIZES = ("_size", "_layers", "_heads", "_dim", "_experts", "_rank")
+MOST_MODULES = 20_000  # layers or experts
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -54,8 +56,8 @@ def build(spec: str, *, seq: int, micro_batch: int, dtype: str = "bfloat16", imb
     path = Path(spec)
     if spec in MODEL_PRESETS or spec in PRESETS:
         built = _preset(spec, seq, micro_batch, DTYPES[dtype])
-    elif path.is_dir() or path.suffix == ".json":
-        file = path / "config.json" if path.is_dir() else path
+    elif os.path.isdir(spec) or path.suffix == ".json":
+        file = path / "config.json" if os.path.isdir(spec) else path
         built = _from_config(config_name(file), _config_file(file), seq, micro_batch, DTYPES[dtype])
     elif ":" in spec:
         built = _from_callable(spec, seq, micro_batch)
@@ -97,6 +99,10 @@ def _config_file(path: Path) -> Any:
                 and (k.endswith(SIZES) or k.startswith(("n_", "d_", "num_")))]
     if negative:
         raise InvalidInputError(f"{path}: {negative[0]} is {data[negative[0]]}", expected="a positive size")
+    counts = {k: v for k, v in data.items() if isinstance(v, int) and ("layers" in k or "experts" in k)}
+    large = [k for k, v in counts.items() if v > MOST_MODULES]
+    if large:  # building as many modules as a slip of the pen asks for would never end
+        raise InvalidInputError(f"{path}: {large[0]} is {str(data[large[0]])[:40]}", expected=f"at most {MOST_MODULES}")
     return _config({k: v for k, v in data.items() if k != "auto_map"}, str(path))
 
 
@@ -177,6 +183,8 @@ def _from_callable(spec: str, seq: int, micro_batch: int) -> MetaModel:
     """`module:callable` gives an `nn.Module` with its example inputs, as for `explain`; where the callable takes `seq`
     and `micro_batch`, it is called with them. It runs under the meta device."""
     module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise InvalidInputError(f"the model {spec!r}", expected="module:callable")
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), attribute)

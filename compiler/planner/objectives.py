@@ -5,8 +5,13 @@
     largest-sequence    the longest sequence tried that fits, in steps of 1,024 tokens: doubled from the asked one, then
                         halved between the last that fits and the first that does not, down to an eighth
     fewest-gpus         the fewest GPUs that reach `target_tokens_per_s`, or without a target that fit at all: divisors
-                        of a node's GPUs, then every number of nodes, upward
-    energy              of the divisors of a node's GPUs and of the number of nodes, the one of least energy per step
+                        of a node's GPUs, then every number of nodes, upward; only those whose memory suffices are
+                        searched, and those whose peak does
+    energy              of the divisors of a node's GPUs and of the number of nodes, the one of least energy per step.
+                        Energy is the GPUs' rated power × time, an upper bound: 8 H100 drew 76 to 82 % of a node's rated
+                        power in training (Latif et al., arXiv:2412.08602; Newkirk et al., arXiv:2506.14551, who find
+                        estimates from rated power 27 to 37 % off). What waiting GPUs draw was not published for these
+                        devices, so the least energy is the least GPU time
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from typing import get_args
 from ...cost_model.cluster import Cluster, size_and_device
 from ...runtime import plan as schema
 from ...runtime.errors import InvalidInputError
+from .infeasible import fits, too_few
 from .plan_model import Answer, NothingToSearchError, Planner, Request
 from .space import divisors
 
@@ -32,6 +38,8 @@ def best_for(request: Request, target_tokens_per_s: float | None) -> tuple[Answe
     """The answer, and a line for every step that led to it. Raises `InvalidInputError`."""
     if target_tokens_per_s is not None and request.objective != "fewest-gpus":
         raise InvalidInputError("--target-tokens-per-s", expected="the objective fewest-gpus")
+    if target_tokens_per_s is not None and not isinstance(target_tokens_per_s, (int, float)):
+        raise InvalidInputError(f"target_tokens_per_s {str(target_tokens_per_s)[:40]!r}", expected="a number above 0")
     if target_tokens_per_s is not None and not 0 < target_tokens_per_s < 1e18:
         raise InvalidInputError(f"--target-tokens-per-s {target_tokens_per_s:g}", expected="a number above 0")
     if request.objective == "fewest-gpus":
@@ -53,12 +61,8 @@ def resized(request: Request, nodes: int, gpus_per_node: int | None = None) -> R
     return replace(request, cluster=f"{nodes}x{gpus_per_node or found[1]} {found[2].lower()}")
 
 
-def attempt(request: Request, base: Planner | None = None) -> Answer | None:
-    """The answer, None where nothing is left to search or nothing fits. Raises `InvalidInputError`."""
-    return _attempt(request, base)[0]
-
-
-def _attempt(request: Request, base: Planner | None = None) -> Tried:
+def attempt(request: Request, base: Planner | None = None) -> Tried:
+    """The answer, or why there is none: nothing is left to search, or nothing fits. Raises `InvalidInputError`."""
     planner = Planner(request) if base is None else base.with_request(**vars(request))
     try:
         answer = planner.solve(explain=False)
@@ -73,7 +77,7 @@ def _largest_batch(request: Request) -> tuple[Answer, tuple[str, ...]]:
                                 expected="one of them")
     base, steps = Planner(request), list[str]()
     for samples in reversed(divisors(base.batch)):
-        answer, reason = _attempt(replace(request, pins=replace(request.pins, micro_batch=samples)), base)
+        answer, reason = attempt(replace(request, pins=replace(request.pins, micro_batch=samples)), base)
         if answer is not None:
             whole = ", the whole global batch" if samples == base.batch else ""
             return answer, (*steps, f"micro-batch {samples}{whole}: fits")
@@ -88,7 +92,7 @@ def _largest_sequence(request: Request) -> tuple[Answer, tuple[str, ...]]:
     def tried(units: int) -> Answer | None:
         tokens = units * unit
         try:
-            answer, reason = _attempt(replace(request, seq=tokens), base)
+            answer, reason = attempt(replace(request, seq=tokens), base)
         except InvalidInputError as error:  # beyond what the model takes
             if not fitting:
                 raise
@@ -136,7 +140,11 @@ def _fewest_gpus(request: Request, target: float | None) -> tuple[Answer, tuple[
         if target is not None and most is not None and most < target:
             steps.append(f"{nodes * gpus} GPUs: at most {most:,.0f} tokens/s at their peak")
             continue
-        answer, reason = _attempt(resized(request, nodes, gpus), base)
+        other = resized(request, nodes, gpus)
+        if _lacks_memory(base.with_request(**vars(other))):
+            steps.append(f"{nodes * gpus} GPUs: no plan fits")
+            continue
+        answer, reason = attempt(other, base)
         if answer is None or answer.plan is None:
             steps.append(f"{nodes * gpus} GPUs: {reason}")
             continue
@@ -148,6 +156,13 @@ def _fewest_gpus(request: Request, target: float | None) -> tuple[Answer, tuple[
         raise InvalidInputError(f"{base.cluster.name} does not reach {target:,.0f} tokens/s ({'; '.join(steps[-3:])})",
                                 do="Allow more nodes.")
     return base.solve(), tuple(steps)
+
+
+def _lacks_memory(planner: Planner) -> bool:
+    """Whether layouts are left, and none of them fits."""
+    if too_few(planner, planner.cluster.gpus):
+        return True
+    return any(True for _ in planner.space.groups()) and not fits(planner)
 
 
 def _most_tokens_per_s(base: Planner, gpus: int) -> float | None:
@@ -164,7 +179,7 @@ def _least_energy(request: Request) -> tuple[Answer, tuple[str, ...]]:
     for nodes, gpus in _sizes(base.cluster):
         if base.cluster.nodes % nodes:
             continue
-        answer, reason = _attempt(resized(request, nodes, gpus), base)
+        answer, reason = attempt(resized(request, nodes, gpus), base)
         if answer is None or answer.plan is None:
             steps.append(f"{nodes * gpus} GPUs: {reason}")
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from ...cost_model.layer_price import FIXED_CONTEXT_BYTES, LayerPrice
+from ...cost_model.op_price import UNFITTED_RECIPE
 from ...cost_model.strategy import LayerStrategy, Training
 from ...runtime import plan as schema
 from ...runtime.plan_data import Fact, Fingerprint, Fingerprints
@@ -22,11 +23,13 @@ from ...runtime.plan_predictions import (
 )
 from .bound import INFINITE
 from .captured import ModelAtAnyBatch, digest_of
+from .confidence import band_of, doubts
 from .evaluate import Evaluation, evaluate
 from .group_search import Searched
 from .pricing import Pricer
 from .problem import Plan
 from .search import Found, Outcome
+from .space import Left
 from .tables import Tables
 from .tables_digest import tables_digest
 
@@ -120,13 +123,18 @@ class PlanWriter:
                 self.problem.outers[plan.outer].p) == stage]) for stage in range(len(evaluation.costs))),
             layers=tuple(self._range_price(plan, own) for own in ranges),
             reshard_ns=sum(self._resharding(plan)) * self.problem.outers[plan.outer].m,
-            low_confidence=tuple(self._doubts(mfu)))
+            error_band=band_of(self.pricer, self.description),
+            low_confidence=tuple(self._doubts(plan, evaluation, layers, mfu)))
 
-    def _doubts(self, mfu: float | None) -> Iterator[str]:
-        device = self.pricer.space.cluster.device.name
-        if device != self.pricer.calibration.device:
-            yield f"no calibration of {device} was fitted"
+    def _doubts(self, plan: Plan, evaluation: Evaluation, layers: Sequence[_Layer], mfu: float | None) -> Iterator[str]:
+        yield from doubts(self.pricer, self.description, self.problem.outers[plan.outer],
+                          [la.strategy for la in layers], evaluation.costs, evaluation.step_ns)
         yield from self.pricer.origin.doubts
+        training, device = self.pricer.training, self.pricer.space.cluster.device
+        if training.fp8_recipe and training.fp8_recipe not in self.pricer.software.fp8:
+            yield f"{training.fp8_recipe} products: {UNFITTED_RECIPE:g} of bf16's efficiency is assumed of their peak"
+        if training.compute not in device.peak_flops_per_s:
+            yield f"{device.name} has no {training.compute} products: they take as long as float32's (see --precision)"
         if mfu is not None and mfu > 1:
             yield f"the model's FLOPs would take {mfu:.0%} of the GPUs' bf16 peak: left out as an MFU"
 
@@ -161,9 +169,12 @@ class PlanWriter:
         gradients = int(sum(la.price.memory.gradients_bytes for la in own))
         widest = max(own, key=lambda la: la.price.memory.transient_bytes + la.price.memory.communication_bytes)
         buffers = int(widest.price.memory.communication_bytes)
+        share = self.pricer.allocator_share  # the tables hold every dynamic byte 1 + share times
+        activations, widest_bytes = (int(n / (1 + share)) for n in (held.activation_bytes, held.transient_bytes))
         return {"weights": weights, "gradients": gradients,
-                "optimizer": max(0, held.static_bytes - weights - gradients), "activations": held.activation_bytes,
-                "working-set": max(0, held.transient_bytes - buffers), "communication": buffers,
+                "optimizer": max(0, held.static_bytes - weights - gradients), "activations": activations,
+                "working-set": max(0, widest_bytes - buffers), "communication": min(buffers, widest_bytes),
+                "allocator": held.activation_bytes + held.transient_bytes - activations - widest_bytes,
                 "context": round(FIXED_CONTEXT_BYTES)}
 
     def _range_price(self, plan: Plan, own: Sequence[_Layer]) -> RangePrediction:
@@ -194,6 +205,9 @@ class PlanWriter:
         if not isinstance(result, Found):
             return None
         left = list(space.left)[:MOST_REFUSED]
+        if len(space.left) > MOST_REFUSED:
+            left.append(Left("others", str(len(space.left) - MOST_REFUSED), "more than a plan file lists: meshwright "
+                             "plan --json has all"))
         return Certificate(
             problem_sha256=tables_digest(self.problem), lower_bound_ns=result.lower_bound_ns, proof="bound",
             tuples=tuple(_tuple(self.problem.outers[o.index].title, o) for o in result.tuples),
@@ -210,7 +224,8 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
         kind.pop("capture_s", None)
     links: dict[str, Fact] = {"name": cluster.name, "nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node,
                               "device": cluster.device.name, "memory_bytes": cluster.device.memory_bytes}
-    scalars: dict[str, Fact] = {**pricer.origin.facts, **pricer.calibration.scalars()}
+    scalars: dict[str, Fact] = {**pricer.origin.facts, **pricer.calibration.scalars(),
+                                "allocator_share": pricer.allocator_share}
     options: dict[str, Fact] = {"seq": ask.seq, "global_batch": ask.global_batch, "options": " ".join(ask.options)}
     return Fingerprints(model=Fingerprint(sha256=digest_of(described), facts=facts),
                         cluster=Fingerprint.of(cluster.as_dict(), links),
@@ -219,9 +234,9 @@ def fingerprints(model: ModelAtAnyBatch, pricer: Pricer, ask: schema.Ask) -> Fin
 
 
 def _recipe(training: Training) -> str:
-    """How products run, in a plan's words: bf16, fp8-tensorwise, mxfp8."""
+    """How products run, in a plan's words: bf16, fp8-tensorwise, mxfp8, nvfp4."""
     if training.fp8_recipe:
-        return training.fp8_recipe if training.fp8_recipe.startswith("mx") else f"fp8-{training.fp8_recipe}"
+        return training.fp8_recipe if "fp" in training.fp8_recipe else f"fp8-{training.fp8_recipe}"
     return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(training.compute, training.compute)
 
 

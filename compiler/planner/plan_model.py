@@ -6,22 +6,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 from ...cost_model.calibration import calibration_for
-from ...cost_model.strategy import Dispatch, Fusion, Training
+from ...cost_model.cluster import Cluster
+from ...cost_model.layer_memory import ALLOCATOR_SHARE
+from ...cost_model.strategy import Training
 from ...runtime import plan as schema
-from ...runtime.errors import DoesNotFitError, InvalidInputError, UnsupportedError
+from ...runtime.cache import default_directory
+from ...runtime.errors import DoesNotFitError, InvalidInputError, UnknownNameError, UnsupportedError
 from ...runtime.plan_data import Fingerprints
+from ..cluster_command import load_cluster
 from ..profile_command import described_cluster
 from .captured import ModelAtAnyBatch
 from .group_search import WITHIN, GroupSearch, Searched
 from .infeasible import WhyNot, why_not
 from .plan_file import NOT_RUNNABLE, PlanWriter, fingerprints
+from .precision import refuse_precision, training_from
 from .pricing import Origin, Pricer
 from .search import Found
 from .space import Pins, Space
@@ -36,7 +43,8 @@ class NothingToSearchError(InvalidInputError):
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
-    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. Raises
+    one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. `allocator_share`:
+    margin on top of what comes and goes in memory. Raises
     `InvalidInputError`."""
 
     model: str
@@ -52,14 +60,21 @@ class Request:
     objective: schema.Objective = "throughput"
     within: float = WITHIN
     profile: str = ""
+    allocator_share: float = ALLOCATOR_SHARE
 
     def __post_init__(self) -> None:
         for name in ("seq", "global_batch"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < LARGEST:
                 raise InvalidInputError(f"{name} {value!r}", expected="a whole number of at least 1")
+        for name in ("imbalance", "allocator_share", "price_usd_per_gpu_hour"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise InvalidInputError(f"{name} {str(value)[:40]!r}", expected="a number")
         if not 1 <= self.imbalance <= 1000:
             raise InvalidInputError(f"imbalance {self.imbalance:g}", expected="1 to 1000")
+        if not 0 <= self.allocator_share <= 10:
+            raise InvalidInputError(f"allocator share {self.allocator_share:g}", expected="0 to 10")
         price = self.price_usd_per_gpu_hour
         if price is not None and not 0 <= price < 1e6:
             raise InvalidInputError(f"a GPU price of {price:g} USD an hour", expected="0 or more")
@@ -71,7 +86,8 @@ class Request:
         usual, own = vars(Training()), vars(self.training)
         training = (f"--training {k}={v}" for k, v in own.items() if k != "optimizer" and v != usual[k])
         profile = (f"--profile {self.profile}",) if self.profile else ()
-        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training, *profile)
+        share = () if self.allocator_share == ALLOCATOR_SHARE else (f"--allocator-share {self.allocator_share}",)
+        return (*self.pins.words(), *(word for word, on in flags if on), *optimizer, *training, *profile, *share)
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,7 @@ class Planner:
     def __init__(self, request: Request, model: ModelAtAnyBatch | None = None) -> None:
         self.request = request
         self.cluster, self.profiled = described_cluster(request.cluster, request.profile, request.training.compute)
+        refuse_precision(request.training, self.cluster.device)
         self.model = model or ModelAtAnyBatch(request.model, request.seq, imbalance=request.imbalance)
 
     @cached_property
@@ -126,15 +143,20 @@ class Planner:
         if not trainable:
             raise UnsupportedError(f"{d.name} has no trainable parameters", expected="a training step: inference is "
                                    "not planned yet")
-        return Space(d.kinds, d.order, d.seq, self.cluster, self.batch, self.request.pins)
+        pins = self.request.pins
+        for axis, degree in (("ep", pins.ep), ("etp", pins.etp)):
+            if (degree or 1) > 1 and not any(kind.experts for kind in d.kinds):
+                raise InvalidInputError(f"{axis} {degree} for {d.name}, which has no experts", expected=f"{axis} 1")
+        return Space(d.kinds, d.order, d.seq, self.cluster, self.batch, pins)
 
     @cached_property
     def pricer(self) -> Pricer:
-        made = self.profiled
+        made, share = self.profiled, self.request.allocator_share
         if made is None:
-            return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name))
+            return Pricer(self.model, self.space, self.request.training, calibration_for(self.cluster.device.name),
+                          allocator_share=share)
         return Pricer(self.model, self.space, self.request.training, made.calibration, made.software,
-                      Origin(made.facts, made.doubts))
+                      Origin(made.facts, made.doubts), share)
 
     def search(self) -> Searched:
         """Raises `NothingToSearchError` when the pins leave nothing."""
@@ -160,6 +182,8 @@ class Planner:
             if count is not None and self.batch % count:
                 return f"{name.replace('_', '-')} {count} does not divide the batch of {self.batch}"
         layers = [k for k in self.space.kinds if k.vocabulary is None]
+        if not layers:
+            return f"{self.model.one.name} has no layers"
         refused = [self.space.refusal(k, pins.tp or 1, 1, "ring") for k in layers]
         if pins.pp is not None and pins.pp > len(self.space.order):
             return f"pp {pins.pp} for {len(self.space.order)} layers"
@@ -168,7 +192,7 @@ class Planner:
     def _empty(self) -> str:
         fault = self._pin_fault()
         if fault:
-            return f"a pin can't hold: {fault}"
+            return fault if fault.endswith("has no layers") else f"a pin can't hold: {fault}"
         reasons = [x for x in self.space.left if not x.reason.startswith("pinned")]
         first = "; ".join(f"{x.axis} {x.value}: {x.reason}" for x in reasons[:3])
         return (f"nothing divides {self.cluster.gpus} GPUs and a batch of {self.batch} with these pins"
@@ -183,7 +207,9 @@ class Planner:
         searched = self.search()
         plan = self.write(searched) if isinstance(searched.result, Found) else None
         reason = None if plan is not None or not explain else why_not(self)
-        return Answer(self.request, self, searched, plan, reason, captured - started, time.perf_counter() - captured)
+        again = reason.capture_s if reason else 0.0
+        return Answer(self.request, self, searched, plan, reason, captured - started + again,
+                      time.perf_counter() - captured - again)
 
     def write(self, searched: Searched) -> schema.Plan:
         """The plan file of what was found."""
@@ -215,75 +241,108 @@ class Planner:
         return Planner(other, self.model if same else None)
 
 
-def plan(model: str, cluster: str, *, seq: int, global_batch: int, mixing: bool = False, imbalance: float = 1.0,
+def plan(model: object, cluster: str | os.PathLike[str] | Cluster, *, seq: int, global_batch: int,
+         objective: str = "throughput",
+         target_tokens_per_s: float | None = None, mixing: bool = False, imbalance: float = 1.0,
          runnable_only: bool = False, pad_batch: bool = False, price_usd_per_gpu_hour: float | None = None,
-         optimizer: str = "adamw", profile: str | os.PathLike[str] = "", **pins: Any) -> schema.Plan:
+         optimizer: str = "adamw", precision: str = "bf16", training: Iterable[str] = (), workload: str = "training",
+         profile: str | os.PathLike[str] = "", allocator_share: float = ALLOCATOR_SHARE, **pins: Any) -> schema.Plan:
     """The fastest parallel plan of `model` on `cluster`, with a bound that says how good it is.
 
-    `model`: a preset, a Hugging Face `config.json` or its directory, or `module:callable`; `cluster`:
-    `"8x8 h100-sxm"` or a file. `pins` fix axes: `tp`, `cp`, `dp`, `pp`, `ep`, `etp`, `zero`, `recompute`, `schedule`,
-    `interleave`, `micro_batches`, `micro_batch`, `banned` (names as of `--ban`). `mixing` lets every layer take its own
-    layout. `profile` is a file of `meshwright profile`, whose numbers replace the presets'. Raises `InvalidInputError`
-    for bad input and `DoesNotFitError`, with the binding constraint and a change that fits, when nothing fits.
+    `model`: a preset, a Hugging Face configuration (`config.json`, its directory, or the object), or `module:callable`;
+    `cluster`: `"8x8 h100-sxm"`, a file, or a preset `Cluster`. `objective`: throughput, largest-batch,
+    largest-sequence, fewest-gpus (for `target_tokens_per_s`) or energy. `pins` fix axes: `tp`, `cp`, `dp`, `pp`, `ep`,
+    `etp`, `zero`, `recompute`, `schedule`, `interleave`, `micro_batches`, `micro_batch`, `banned` (names as of
+    `--ban`). `mixing` lets every layer take its own layout. `precision` is one of `PRECISIONS`; `training` holds words
+    such as `"gradient_bytes=2"`. `profile` is a file of `meshwright profile`, whose numbers replace the presets'.
+    `allocator_share`: margin for fragmentation, of what comes and goes in memory. Raises `InvalidInputError` for bad
+    input and `DoesNotFitError`, with the binding constraint and a change that fits, when nothing fits.
     """
-    if not isinstance(model, (str, os.PathLike)):
-        raise InvalidInputError(f"a model of type {type(model).__name__}",
-                                expected="a preset's name, a config.json, or module:callable")
+    from .objectives import OBJECTIVES, best_for
+
     if runnable_only:
         refuse_runnable_only()
-    answer = Planner(Request(os.fspath(model), cluster, seq, global_batch, pins_from(pins), training_from(optimizer),
-                             mixing, imbalance, price_usd_per_gpu_hour, pad_batch, profile=os.fspath(profile))).solve()
+    refuse_workload(workload)
+    if objective not in OBJECTIVES:
+        raise UnknownNameError("objective", objective, OBJECTIVES)
+    request = Request(_model_name(model), _cluster_name(cluster), seq, global_batch, pins_from(pins),
+                      training_from(optimizer, precision, names_of(training, "training")), mixing, imbalance,
+                      price_usd_per_gpu_hour,
+                      pad_batch, objective, profile=os.fspath(profile),  # type: ignore[arg-type]
+                      allocator_share=allocator_share)
+    answer, _ = best_for(request, target_tokens_per_s)
     if answer.plan is None:
         assert answer.why_not is not None
         raise DoesNotFitError(answer.why_not.sentence())
     return answer.plan
 
 
+def _model_name(model: object) -> str:
+    """A configuration object is written beside the captures, so that its plan can be priced again."""
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    if not callable(getattr(model, "to_json_string", None)) or not hasattr(model, "model_type"):
+        raise InvalidInputError(f"a model of type {type(model).__name__}", expected="a preset's name, a Hugging Face "
+                                "configuration (the object, its config.json or folder), or module:callable")
+    text: str = model.to_json_string()  # type: ignore[attr-defined]
+    folder = default_directory().parent / "configs" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidInputError(f"a configuration object can't be kept in {folder}: {error.strerror}",
+                                do="Save it, and name its config.json.") from None
+    schema.write_atomically(folder / "config.json", text)
+    return str(folder)
+
+
+def _cluster_name(cluster: object) -> str:
+    if isinstance(cluster, (str, os.PathLike)):
+        return os.fspath(cluster)
+    if not isinstance(cluster, Cluster):
+        raise InvalidInputError(f"a cluster of type {type(cluster).__name__}",
+                                expected='text such as "8x8 h100-sxm", a cluster file, or a Cluster')
+    if load_cluster(cluster.name) != cluster:
+        raise InvalidInputError(f"a changed cluster {cluster.name!r}", expected='a cluster that its name describes, '
+                                'such as "8x8 h100-sxm", or a cluster file')
+    return cluster.name
+
+
 def pins_from(values: dict[str, Any]) -> Pins:
     """Raises `InvalidInputError` for an unknown axis."""
-    from dataclasses import fields
-
-    from ...runtime.errors import UnknownNameError
-
     known = [f.name for f in fields(Pins)]
     for name in values:
         if name not in known:
             raise UnknownNameError("axis", name, known)
     if "banned" in values:
-        values = {**values, "banned": frozenset(values["banned"])}
+        values = {**values, "banned": frozenset(names_of(values["banned"], "banned"))}
     return Pins(**values)
 
 
-def training_from(optimizer: str) -> Training:
-    """Raises `UnknownNameError` for an optimizer without a table of bytes."""
-    from ...cost_model.strategy import OPTIMIZER_STATE_BYTES
-    from ...runtime.errors import UnknownNameError
-
-    if optimizer not in OPTIMIZER_STATE_BYTES:
-        raise UnknownNameError("optimizer", optimizer, OPTIMIZER_STATE_BYTES)
-    return Training(optimizer=optimizer)  # type: ignore[arg-type]
-
-
-def training_with(training: Training, word: str) -> Training:
-    """With one `field=value` as `Request.words` writes it. Raises `InvalidInputError`."""
-    name, _, value = word.partition("=")
-    usual = vars(Training()).get(name)
-    try:
-        if isinstance(usual, bool):
-            made: Any = {"True": True, "False": False}[value]
-        elif isinstance(usual, str):
-            made = value
-        else:
-            number = float(value)
-            made = int(number) if isinstance(usual, int) and number.is_integer() else number
-        known = {"fusion": get_args(Fusion), "dispatch": get_args(Dispatch)}.get(name)
-        if usual is None or (known and made not in known) or (name == "software_year" and not 2000 <= made <= 2100):
-            raise ValueError
-        return replace(training, **{name: made})
-    except (ValueError, KeyError):
-        raise InvalidInputError(f"training {word[:60]!r}", expected="field=value as a priced plan has it") from None
+def names_of(value: object, what: str) -> tuple[str, ...]:
+    """One text or several. Raises `InvalidInputError` for anything else."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"{what} {str(name)[:40]!r}", expected="text, or several")
+    return names
 
 
 def refuse_runnable_only() -> None:
     """No option can be executed yet."""
-    raise InvalidInputError(f"no option is runnable ({NOT_RUNNABLE})", do="Leave runnable-only out.")
+    raise InvalidInputError(f"no option is runnable yet ({NOT_RUNNABLE})", do="Leave runnable-only out, then: "
+                            "meshwright export PLAN --to torchtitan, megatron, deepspeed or galvatron.")
+
+
+NOT_PLANNED = {
+    "inference": "Plan a training step; nothing here prices prefill, decoding or a key-value cache.",
+    "lora": "Plan module:callable that returns the model with its adapters, and with requires_grad=False on the rest: "
+            "frozen parameters are priced as frozen.",
+    "offload": "Use --optimizer adamw-8bit, ZeRO or more nodes; no copy to host memory is priced."}
+
+
+def refuse_workload(name: str) -> None:
+    """Training is planned; what else is known by name is refused with what to do. Raises `UnsupportedError`."""
+    if name not in ("training", *NOT_PLANNED):
+        raise UnknownNameError("workload", name, ("training", *NOT_PLANNED))
+    if name != "training":
+        raise UnsupportedError(f"the workload {name!r} is not planned", expected="training", do=NOT_PLANNED[name])

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from ...cost_model.calibration import Calibration, Software, committed_software
 from ...cost_model.cluster import ClusterError
 from ...cost_model.layer_compute import LayerSeconds, layer_seconds
-from ...cost_model.layer_memory import layer_memory
+from ...cost_model.layer_memory import ALLOCATOR_SHARE, LayerMemory, allocator_bytes, layer_memory
 from ...cost_model.layer_price import (
     LayerPrice,
     MovePrice,
@@ -39,6 +39,7 @@ Relaxed = Literal["", "relaxed", "half relaxed"]
 RELAXED: tuple[Relaxed, ...] = get_args(Relaxed)
 COLUMNS = ("forward_ns", "input_gradient_ns", "weight_gradient_ns", "static_bytes", "saved_bytes",
            "saved_until_w_bytes", "transient_bytes")
+DYNAMIC = ("saved_bytes", "saved_until_w_bytes", "transient_bytes")  # what an allocator's margin is a share of
 
 
 class Choice(NamedTuple):
@@ -86,13 +87,15 @@ class GroupTables:
 
 
 class Pricer:
-    """Prices of one model on one cluster; equal questions are answered once."""
+    """Prices of one model on one cluster; equal questions are answered once. `allocator_share`: margin on top of saved
+    activations, working set and buffers, in every table: see `cost_model.layer_memory.allocator_bytes`."""
 
     def __init__(self, model: ModelAtAnyBatch, space: Space, training: Training, calibration: Calibration,
-                 software: Software | None = None, origin: Origin | None = None) -> None:
+                 software: Software | None = None, origin: Origin | None = None,
+                 allocator_share: float = ALLOCATOR_SHARE) -> None:
         self.origin = origin or Origin({})
         self.model, self.space, self.training, self.calibration = model, space, training, calibration
-        self.software = software or committed_software()
+        self.software, self.allocator_share = software or committed_software(), allocator_share
         self.rates = Rates(space.cluster.device, calibration, self.software, training)
         self._placements: dict[tuple[int, tuple[str, ...]], Placement] = {}
         self._prices: dict[tuple[int, int, LayerStrategy, Placement], LayerPrice] = {}
@@ -124,6 +127,21 @@ class Pricer:
             self._prices[key] = price_layer(layer, strategy, self.training, placement, self.calibration, self.software,
                                             self._seconds(kind, samples, strategy))
         return self._prices[key]
+
+    def choice(self, kind: int, strategy: LayerStrategy, group: Group, layout: int, family: str = "",
+               name: str = "") -> Choice:
+        """The priced option of a layer under a strategy, with the allocator's margin; `layout`: its index in the
+        group's tables. Raises `ClusterError` and `StrategyError` for what can't be priced."""
+        samples = self.space.global_batch // (group.m * strategy.dp)
+        numbers = self.price(kind, samples, strategy, self.placement(group)).integers()
+        numbers |= {what: self.with_margin(numbers[what]) for what in DYNAMIC}
+        fields: dict[str, Any] = {"name": name or _name(strategy), "family": family, "layout_in": layout,
+                                  "layout_out": layout, **numbers}
+        return Choice(Option.model_construct(**fields), strategy)
+
+    def with_margin(self, dynamic_bytes: int) -> int:
+        """Bytes that come and go, and what the allocator holds beyond them."""
+        return dynamic_bytes + allocator_bytes(dynamic_bytes, self.allocator_share)
 
     def _seconds(self, kind: int, samples: int, strategy: LayerStrategy) -> LayerSeconds:
         s = strategy
@@ -189,9 +207,7 @@ class Pricer:
                         forward_ns=math.floor(min(p.forward_s for p in prices) * 1e9),
                         input_gradient_ns=math.floor(min(p.input_gradient_s for p in prices) * 1e9),
                         weight_gradient_ns=math.floor(min(p.weight_gradient_s for p in prices) * 1e9),
-                        static_bytes=math.floor(min(m.static_bytes for m in held)),
-                        saved_bytes=math.floor(min(m.saved_until_b_bytes for m in held)),
-                        saved_until_w_bytes=math.floor(min(m.saved_until_w_bytes for m in held))), these[0])
+                        **self._least_bytes(held)), these[0])
 
     def _choices(self, kind: int, layouts: Sequence[Layout], group: Group) -> Iterator[Choice]:
         layer = self.space.kinds[kind]
@@ -207,14 +223,11 @@ class Pricer:
         found = []
         for strategy in self.space.strategies(self.space.kinds[kind], layout, ep, etp):
             try:
-                price = self.price(kind, self.samples(layout, group.m), strategy, self.placement(group))
+                found.append(self.choice(kind, strategy, group, index, f"{layout.title} ep{ep} etp{etp}"))
             except ClusterError as error:
                 self.space.leave("layout", layout.title, str(error))
                 return []
             self.priced += 1
-            fields: dict[str, Any] = {"name": _name(strategy), "family": f"{layout.title} ep{ep} etp{etp}",
-                                      "layout_in": index, "layout_out": index, **price.integers()}
-            found.append(Choice(Option.model_construct(**fields), strategy))
         kept = _undominated(found)
         self.dominated += len(found) - len(kept)
         return kept
@@ -261,10 +274,14 @@ class Pricer:
                 name="least", family=layout.title, forward_ns=math.floor(forward * 1e9),
                 input_gradient_ns=math.floor(again * 1e9),
                 weight_gradient_ns=math.floor(times[2] * 1e9),
-                static_bytes=math.floor(min(m.static_bytes for m in held)),
-                saved_bytes=math.floor(min(m.saved_until_b_bytes for m in held)),
-                saved_until_w_bytes=math.floor(min(m.saved_until_w_bytes for m in held)),
-                layout_in=index, layout_out=index), base)
+                layout_in=index, layout_out=index, **self._least_bytes(held)), base)
+
+    def _least_bytes(self, held: Sequence[LayerMemory]) -> dict[str, Any]:
+        """The least of each sort of bytes, below that of every option's of these memories."""
+        more = 1 + self.allocator_share
+        return {"static_bytes": math.floor(min(m.static_bytes for m in held)),
+                "saved_bytes": math.floor(more * min(m.saved_until_b_bytes for m in held)),
+                "saved_until_w_bytes": math.floor(more * min(m.saved_until_w_bytes for m in held))}
 
     def moves(self, layouts: Sequence[Layout], group: Group) -> tuple[tuple[tuple[Reshard, ...], ...],
                                                                       tuple[tuple[Transfer, ...], ...]]:
@@ -280,10 +297,9 @@ class Pricer:
                  for size, s in zip(sizes, strategies, strict=True)]
         every = range(len(layouts))
         moves = [[move(a, b) for b in every] for a in every]
-        reshard = tuple(tuple(Reshard.model_construct(forward_ns=math.ceil(one.forward_s * 1e9),
-                                                      backward_ns=math.ceil(one.backward_s * 1e9),
-                                                      saved_bytes=math.ceil(one.saved_bytes)) for one in row)
-                        for row in moves)
+        reshard = tuple(tuple(Reshard.model_construct(
+            forward_ns=math.ceil(one.forward_s * 1e9), backward_ns=math.ceil(one.backward_s * 1e9),
+            saved_bytes=self.with_margin(math.ceil(one.saved_bytes))) for one in row) for row in moves)
         transfer = tuple(tuple(Transfer.model_construct(
             forward_ns=math.ceil((sends[a].forward_s + moves[a][b].forward_s) * 1e9),
             backward_ns=math.ceil((sends[a].backward_s + moves[a][b].backward_s) * 1e9)) for b in every) for a in every)

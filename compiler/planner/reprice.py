@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...cost_model.cluster import ClusterError
 from ...cost_model.strategy import LayerStrategy, StrategyError
 from ...runtime import plan as schema
 from ...runtime.errors import InvalidInputError
+from ...runtime.plan_layout import LayerOptions
 from .evaluate import evaluate
 from .group_search import GroupSearch, Searched, Tuple
 from .plan_model import Planner
 from .pricing import Choice, GroupTables
-from .problem import Option, Plan
-from .relocate import strategy_of
+from .problem import Plan
 from .search import NothingFits
 from .space import Group, Layout
 
@@ -50,26 +48,22 @@ def _tables(plan: schema.Plan, planner: Planner) -> tuple[GroupTables, tuple[int
     """Tables that hold the plan's strategies and nothing else, and which of them each layer takes."""
     group = Group(plan.mesh.pp, plan.schedule.micro_batches, plan.mesh.order)
     strategies = [strategy_of(r.options) for r in plan.layers for _ in range(r.count)]
-    layouts = list(dict.fromkeys(_layout(s) for s in strategies))
+    layouts = list(dict.fromkeys(Layout.of(s) for s in strategies))
     found: list[list[Choice]] = [[] for _ in planner.space.kinds]
     chosen = []
     for kind, strategy in zip(planner.space.order, strategies, strict=True):
         known = [c.strategy for c in found[kind]]
         if strategy not in known:
-            found[kind].append(_choice(planner, group, kind, strategy, layouts))
+            found[kind].append(planner.pricer.choice(kind, strategy, group, layouts.index(Layout.of(strategy))))
             known.append(strategy)
         chosen.append(known.index(strategy))
     moves = planner.pricer.moves(layouts, group)
     return GroupTables(group, tuple(layouts), tuple(map(tuple, found)), *moves), tuple(chosen)
 
 
-def _choice(planner: Planner, group: Group, kind: int, strategy: LayerStrategy, layouts: list[Layout]) -> Choice:
-    pricer, layout = planner.pricer, _layout(strategy)
-    price = pricer.price(kind, pricer.samples(layout, group.m), strategy, pricer.placement(group))
-    index = layouts.index(layout)
-    numbers: dict[str, Any] = price.integers()
-    return Choice(Option(name="planned", layout_in=index, layout_out=index, **numbers), strategy)
-
-
-def _layout(s: LayerStrategy) -> Layout:
-    return Layout(s.tp, s.cp, s.cp_kind if s.cp > 1 else "ring", s.dp)
+def strategy_of(o: LayerOptions) -> LayerStrategy:
+    """A plan file's options as the cost model's. Ranks of cp share dense states, so `zero_shard` counts them."""
+    shard = o.zero_shard // o.cp if o.zero and o.zero_shard < o.dp * o.cp else 0
+    kind = o.cp_kind if o.cp_kind == "ulysses" else "ring"
+    return LayerStrategy(o.tp, o.cp, o.dp, o.ep, o.etp, kind, o.zero, shard, o.recompute,
+                         "" if o.variant == "none" else o.variant)

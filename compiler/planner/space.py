@@ -30,7 +30,7 @@ UNEVEN = 8  # interleaved: at most one part in so many is a layer longer or shor
 INNERMOST_PIPELINE = ("pp", "tp", "cp", "dp")
 MODES: tuple[RecomputeMode, ...] = ("none", "selective", "full")
 BANS = ("hsdp", "ring", "ulysses", "gpipe", "1f1b", "interleaved", "zb-h1", "zero0", "zero1", "zero2", "zero3",
-        "selective", "full", "pipeline-innermost")
+        "selective", "full", "pipeline-innermost", "tp1", "cp1", "pp1", "ep1")  # tp1: only plans that use tp
 
 
 class Layout(NamedTuple):
@@ -40,6 +40,11 @@ class Layout(NamedTuple):
     cp: int
     cp_kind: CpKind
     dp: int
+
+    @classmethod
+    def of(cls, s: LayerStrategy) -> Layout:
+        """The one that a strategy has."""
+        return cls(s.tp, s.cp, s.cp_kind if s.cp > 1 else "ring", s.dp)
 
     @property
     def title(self) -> str:
@@ -70,8 +75,8 @@ class Pins:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value < 1 << 31):
                 raise InvalidInputError(f"{name} {repr(value)[:40]}", expected="a whole number of at least 1")
-        if self.zero is not None and self.zero not in (0, 1, 2, 3):
-            raise InvalidInputError(f"ZeRO stage {self.zero}", expected="0, 1, 2 or 3")
+        if self.zero is not None and (type(self.zero) is not int or self.zero not in (0, 1, 2, 3)):
+            raise InvalidInputError(f"ZeRO stage {str(self.zero)[:40]}", expected="0, 1, 2 or 3")
         if self.recompute is not None and self.recompute not in MODES:
             raise UnknownNameError("recomputation", self.recompute, MODES)
         if self.schedule is not None and self.schedule not in get_args(ScheduleName):
@@ -79,10 +84,20 @@ class Pins:
         for name in self.banned:
             if name not in BANS:
                 raise UnknownNameError("ban", name, BANS)
+        degrees = [(axis, f"{axis}{getattr(self, axis)}") for axis in ("tp", "cp", "pp", "ep", "zero")]
+        for axis, pinned in (*degrees, ("schedule", self.schedule), ("recompute", self.recompute)):
+            if getattr(self, axis) is not None and pinned in self.banned:
+                raise InvalidInputError(f"--{axis} {getattr(self, axis)} and --ban {pinned}", expected="one of them")
+        if {f"zero{stage}" for stage in range(4)} <= self.banned:
+            raise InvalidInputError("bans of all ZeRO stages", expected="zero0 or another one left")
 
     def allows(self, axis: str, value: Any) -> bool:
-        """Whether a value of an axis agrees with the pin, if there is one."""
-        return getattr(self, axis) in (None, value)
+        """Whether a value of an axis agrees with the pin, if there is one, and is not banned."""
+        return getattr(self, axis) in (None, value) and f"{axis}{value}" not in self.banned
+
+    def reason(self, axis: str, value: Any) -> str:
+        """Why it is not allowed."""
+        return "banned" if f"{axis}{value}" in self.banned else f"pinned to {getattr(self, axis)}"
 
     def words(self) -> tuple[str, ...]:
         """As on the command line."""
@@ -146,7 +161,7 @@ class Space:
         gpus, layers = self.cluster.gpus, len(self.order)
         for p in divisors(gpus):
             if not self.pins.allows("pp", p):
-                self.leave("pp", p, f"pinned to {self.pins.pp}")
+                self.leave("pp", p, self.pins.reason("pp", p))
             elif p > layers:
                 self.leave("pp", p, f"{layers} layers for {p} stages")
             else:
@@ -168,6 +183,8 @@ class Space:
                        f"{p} stages side by side do not fill nodes of {per_node} GPUs evenly")
         else:
             yield INNERMOST_PIPELINE
+        self.leave("rank order", "all others", "groups that talk in every layer would span more links: tp stays inside "
+                                               "of cp, and cp of dp")
 
     def schedules(self, group: Group) -> Iterator[tuple[ScheduleName, int]]:
         """(schedule, chunks per stage), simplest first."""
@@ -213,7 +230,7 @@ class Space:
         found = []
         for tp in divisors(gpus):
             if not self.pins.allows("tp", tp):
-                self.leave("tp", tp, f"pinned to {self.pins.tp}")
+                self.leave("tp", tp, self.pins.reason("tp", tp))
                 continue
             near = self.cluster.levels[0].group_size
             if tp > near > 1 and self.pins.tp is None:
@@ -231,8 +248,8 @@ class Space:
     def _cp_kinds(self, gpus: int, m: int, tp: int, cp: int) -> Iterator[CpKind]:
         dp = gpus // tp // cp
         if not self.pins.allows("cp", cp) or not self.pins.allows("dp", dp):
-            pinned = "cp" if not self.pins.allows("cp", cp) else "dp"
-            self.leave(pinned, cp if pinned == "cp" else dp, f"pinned to {getattr(self.pins, pinned)}")
+            pinned, value = ("cp", cp) if not self.pins.allows("cp", cp) else ("dp", dp)
+            self.leave(pinned, value, self.pins.reason(pinned, value))
             return
         if self.global_batch % (m * dp):
             if self.global_batch % dp:
@@ -253,7 +270,8 @@ class Space:
             yield "ring"
             return
         more = next((q for q in _primes(cp) if self.global_batch % (m * dp * q) == 0), None)
-        if more is not None and self.pins.cp is None and self.pins.dp is None and self.pins.micro_batch is None:
+        free = self.pins.cp is None and self.pins.dp is None and self.pins.micro_batch is None
+        if more is not None and free and "cp1" not in self.pins.banned:
             self.leave("cp", f"{cp} at dp {dp}, m {m}", f"dp {dp * more} and cp {cp // more} do the same work with "
                                                         "less communication: the batch has samples enough")
             return
@@ -298,6 +316,8 @@ class Space:
             yield 1, 1
             return
         gpus = layout.tp * layout.cp * layout.dp
+        if layout.tp > 3:
+            self.leave("etp", f"between 1 and {layout.tp}", "experts are whole or cut as tp cuts; no other is priced")
         for etp in sorted({1, layout.tp}):
             if not self.pins.allows("etp", etp):
                 self.leave("etp", etp, f"pinned to {self.pins.etp}")
@@ -314,10 +334,11 @@ class Space:
                 elif self.pins.allows("ep", ep):
                     yield ep, etp
                 else:
-                    self.leave("ep", ep, f"pinned to {self.pins.ep}")
+                    self.leave("ep", ep, self.pins.reason("ep", ep))
 
     def strategies(self, kind: LayerKind, layout: Layout, ep: int, etp: int) -> Iterator[LayerStrategy]:
         """What is free per layer, simplest first."""
+        self.leave("recompute", "min-cut", "it is what fused kernels keep with none")
         modes = [r for r in MODES if self.pins.allows("recompute", r) and r not in self.pins.banned
                  and r in kind.saved]
         for mode in modes:
@@ -331,12 +352,11 @@ class Space:
         """0: over all of dp; else HSDP: as far as a level of links reaches."""
         if zero == 0 or layout.dp == 1:
             return (0,)
-        if zero == 2:
-            self.leave("zero", "2 hsdp", "searched for ZeRO 1 and 3 only")
-            return (0,)
         if "hsdp" in self.pins.banned:
             self.leave("zero", "hsdp", "banned")
             return (0,)
+        self.leave("zero", "hsdp over other sizes", "shards end where a level of links does: smaller groups use the "
+                                                    "same links and hold more")
         width = layout.tp * layout.cp
         within = {level.group_size // width for level in self.cluster.levels if level.group_size % width == 0}
         return (0, *sorted(n for n in within if 1 < n < layout.dp and layout.dp % n == 0))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from meshwright.compiler import cli, plan_answers
+from meshwright.compiler import cli, plan_why
 from meshwright.runtime.plan_predictions import Beaten
 
 from ..runtime.plans import GIB, plan
@@ -73,7 +73,7 @@ def test_report(run: Run, saved: Path, tmp_path: Path) -> None:
 def test_report_with_the_families_it_beat(run: Run, saved: Path, tmp_path: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     other = Beaten(family="without cp", title="tp 4", step_time_ns=200_000_000, binding="bubble")
-    monkeypatch.setattr(plan_answers, "why_of", lambda path, code: plan_answers.Why(plan(), (other,), 0.0))
+    monkeypatch.setattr(plan_why, "why_of", lambda *_: plan_why.Why(plan(), (other,), 0.0, 0.05, "assumed"))
     code, _, err = run("report", saved, "-o", tmp_path / "plan.html", "--why")
     text = (tmp_path / "plan.html").read_text()
     assert (code, err) == (0, "") and "without cp" in text and "51.5%" in text and "pure data parallel" not in text

@@ -14,6 +14,7 @@ from meshwright.compiler.plan_files import Shown
 from meshwright.compiler.plan_page import _families, plan_page
 from meshwright.runtime.plan import Plan
 from meshwright.runtime.plan_predictions import Beaten, TupleResult
+from meshwright.runtime.plan_table import MEANINGS
 
 from ..runtime.plans import GIB, certificate, plan, uniform
 
@@ -56,13 +57,21 @@ class Tags(HTMLParser):
 
 def test_everything_is_on_the_page() -> None:
     text = page(plan(), "the stages' costs differ")
-    for wanted in ("tiny on 8 GPUs", "pp 2 1f1b, 8 micro-batches", "132 ms", "125.4 ms to 142.6 ms: 12 published runs",
+    for wanted in ("tiny on 8 GPUs", "pp 2 1f1b, 8 micro-batches", "132 ms",
+                   "125.4 ms to 142.6 ms (-5% to +8%): 12 published runs",
                    "MFU 41.0%", "recompute full", "limit 72 GiB", "exposed all-gather", "reduce-scatter", "bubble",
                    "optimizer", "activations", "gap", "pure data parallel", "3.00 GiB missing",
                    "equal within the error band", "3 does not divide 32 heads", "p=8 v=1 1f1b m=8", "prediction",
                    "not runnable yet", "the stages&#39; costs differ", "--cp 1", "meshwright why plan.json --verify"):
         assert wanted in text, wanted
     assert "Does not fit" not in text
+
+
+def test_words_of_the_page_are_explained() -> None:
+    text = page(plan())
+    for name, meaning in MEANINGS.items():
+        assert (f"{name}: {meaning}" in text) == any(s.memory_bytes.get(name) for s in plan().predicted.stages)
+    assert "context: what CUDA" in text and "(log scale)" in text and "rotate(-90)" in text
 
 
 def test_a_plan_that_does_not_fit_says_so() -> None:

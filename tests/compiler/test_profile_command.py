@@ -157,7 +157,8 @@ def test_a_bad_profile_ends_the_command_with_2(tmp_path: Path, planted: Path) ->
     data = json.loads(planted.read_text())
     data["links"][0]["latency_s"] = -1
     (tmp_path / "bad.json").write_text(json.dumps(data))
-    done = subprocess.run([sys.executable, "-m", "meshwright", "plan", "bert-base", "--seq", "128", "--global-batch", "8",
+    done = subprocess.run([sys.executable, "-m", "meshwright", "plan", "bert-base", "--seq", "128",
+                           "--global-batch", "8",
                            "--cluster", "1x2 cpu", "--profile", str(tmp_path / "bad.json")], capture_output=True,
                           text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr

@@ -70,7 +70,7 @@ def test_this_cpu() -> None:
 
 def test_memory_and_nic_shares() -> None:
     cluster = Cluster.parse("8x8 h100-pcie")
-    assert replace(cluster, reserved_memory_bytes=4e9).usable_memory_bytes == 76e9
+    assert replace(cluster, reserved_memory_bytes=4e9).usable_memory_bytes == 79.11 * 2**30 - 4e9
     assert cluster.ports(1) == 4
     assert cluster.bandwidth_per_gpu_bytes_per_s(1) == pytest.approx(50e9 * 0.95 / 2)
     assert json.loads(json.dumps(cluster.as_dict(), allow_nan=False))["levels"][1]["nics_per_node"] == 4
@@ -124,7 +124,7 @@ def test_levels_that_do_not_fit(levels: list[tuple[str, float, int, int | None]]
 
 def test_bad_numbers_of_a_cluster() -> None:
     cluster = Cluster.parse("1x8 a100-40")
-    for change, message in (({"reserved_memory_bytes": 40e9}, "less than the device's"),
+    for change, message in (({"reserved_memory_bytes": 43e9}, "less than the device's"),
                             ({"power_w": -1.0}, "power_w is -1"),
                             ({"reserved_memory_bytes": math.nan}, "reserved memory is nan"),
                             ({"price_usd_per_gpu_hour": math.nan}, "price_usd_per_gpu_hour is nan")):
@@ -191,7 +191,7 @@ def test_short_file_takes_the_usual_links_and_json_is_yaml() -> None:
     ("nodes: 8", "nodes: '8'", "nodes is '8'; expected a whole number"), ("nodes: 8", "", "nodes is missing"),
     ("nodes: 8", "nodes: 8\nnodes: 9", "the field 'nodes' is given twice"),
     ("joins_gpus: 8", "joins_gpus: 8, joins_gpus: 9", "the field 'joins_gpus' is given twice"),
-    ("reserved_memory_gib: 4", "reserved_memory_gib: 90", "the reserved memory is 9.66.*less than the device's 8e"),
+    ("reserved_memory_gib: 4", "reserved_memory_gib: 90", "the reserved memory is 9.66.*less than the device's 8.49"),
     ("cluster: 1", "cluster: 2", "meshwright_cluster is 2; expected 1, the version"),
     ("cluster: 1", "cluster: true", "meshwright_cluster is True; expected 1"),
     ("meshwright_cluster: 1", "", "no field meshwright_cluster; expected 1"),

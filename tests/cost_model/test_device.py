@@ -31,9 +31,15 @@ def test_presets_have_plausible_units(device: Device) -> None:
 
 PUBLISHED = [  # GB/s, dense fp16 TFLOP/s, GB, MiB of L2: the documents that cost_model/presets.py quotes
     ("a100-80", 2039, 312, 80, 40), ("h100-sxm", 3350, 989.4, 80, 50), ("h200", 4800, 989.4, 141, 50),
-    ("b200", 7700, 2250, 180, 126.5), ("gb200", 8000, 2500, 186, 126.5), ("h100-pcie", 2000, 756.5, 80, 50),
+    ("b200", 7700, 2250, 180, 126.5), ("gb200", 8000, 2500, 186, 126.5),
+    ("b300", 7700, 2250, 270, 129.25), ("gb300", 8000, 2500, 279, 129.25), ("h100-pcie", 2000, 756.5, 80, 50),
     ("h100-96-hbm2e", 2400, 989.4, 96, 50), ("a100-40", 1555, 312, 40, 40), ("v100", 900, 125, 32, 6),
     ("rtx-4090", 1008, 165.2, 24, 72)]
+
+
+TOTAL_GIB = {"a100-80": 79.14, "h100-sxm": 79.11, "h200": 139.72, "b200": 178.35, "gb200": 184.31, "b300": 267.5,
+             "gb300": 276.62, "h100-pcie": 79.11, "h100-96-hbm2e": 95.0, "a100-40": 39.38, "v100": 31.73,
+             "rtx-4090": 23.52}  # what torch's messages say
 
 
 @pytest.mark.parametrize("name,bandwidth_gb,fp16_tflops,memory_gb,l2_mib", PUBLISHED)
@@ -43,7 +49,8 @@ def test_presets_hold_published_numbers(name: str, bandwidth_gb: float, fp16_tfl
     assert device.memory_bandwidth_bytes_per_s == bandwidth_gb * 1e9
     assert device.peak("float16") == fp16_tflops * 1e12
     assert device.peak("bfloat16") == (device.peak("float32") if name == "v100" else fp16_tflops * 1e12)
-    assert device.memory_bytes == memory_gb * 1e9
+    assert device.memory_bytes == TOTAL_GIB.get(name, memory_gb / 1.073741824) * 2**30
+    assert 1.04 < device.memory_bytes / (memory_gb * 1e9) < 1.075 or name not in TOTAL_GIB  # sold as GB, nearly GiB
     assert device.levels[0].capacity_bytes == l2_mib * 2**20
 
 

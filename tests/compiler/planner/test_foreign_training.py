@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from meshwright.compiler import cli
 from meshwright.compiler.planner.foreign import read_deepspeed, read_megatron, read_torchtitan
 from meshwright.compiler.planner.foreign_training import training_of
-from meshwright.compiler.planner.plan_model import training_with
+from meshwright.compiler.planner.precision import training_with
 from meshwright.cost_model.strategy import Training
 from meshwright.runtime.errors import InvalidInputError
 
