@@ -131,7 +131,8 @@ def near_tie(planner: Planner) -> tuple[float, str]:
 
 def _families(plan: Plan, planner: Planner) -> list[tuple[str, dict[str, Any]]]:
     """What the plan does, left out; what it does not do, put in, to whatever degree is best."""
-    used = {axis: _degree(plan, axis) for axis in AXES}
+    main = max(plan.layers, key=lambda r: r.count).options
+    used = {**{axis: _degree(plan, axis) for axis in AXES}, "tp": main.tp, "cp": main.cp}
     experts = any(kind.experts for kind in planner.space.kinds)
     found: list[tuple[str, dict[str, Any]]] = []
     for axis, degree in used.items():
