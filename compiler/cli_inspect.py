@@ -36,6 +36,8 @@ def _file(path: Path | None) -> Path | None:
     return path
 
 
+Mixing = Annotated[bool, typer.Option("--mixing", help="With --why also what a layout of its own for every "
+                                                       "layer would gain; takes long.")]
 Trace = Annotated[Path | None, typer.Option(callback=_file,
                                                 help="Also write the pipeline's time line for Chrome and Perfetto.")]
 Page = Annotated[Path, typer.Option("--output", "-o", callback=_file, help="The page to write.")]
@@ -84,28 +86,32 @@ def register(app: typer.Typer, show_value: Callable[[Any], None],
     def report(plan: PlanFile, output: Page,
                why: Annotated[bool, typer.Option("--why", help="Also search the families that PLAN beat; takes as long "
                                                                "as meshwright why.")] = False,
-               trace: Trace = None, profile: Profile = None, stored: Stored = False, allow_edited: Edited = False,
-               run_model_code: RunCode = False, as_json: Json = False) -> None:
+               mixing: Mixing = False, trace: Trace = None, profile: Profile = None, stored: Stored = False,
+               allow_edited: Edited = False, run_model_code: RunCode = False, as_json: Json = False) -> None:
         """Write PLAN, priced again, as one HTML page that opens offline: pipeline, memory, costs, search."""
         from ..runtime.plan import write_atomically
         from .plan_page import plan_page
 
         found = opened(plan, stored, allow_edited, run_model_code, profile)
-        if why:
+        if why or mixing:
             from .plan_why import why_of
 
             with progress(f"searching the families that {plan} beat"):
-                found = found.with_beaten(why_of(plan, run_model_code, str(profile) if profile else None).beaten)
+                reasons = why_of(plan, run_model_code, str(profile) if profile else None, mixing)
+            found = found.with_beaten(reasons.beaten)
         _write_trace(trace, found.plan)
         page = plan_page(found)
         write_atomically(output, page)
         show_value({"page": str(output), "bytes": len(page.encode()), "fits": found.fits} if as_json else
                    f"{output}: {len(page.encode()) / 1024:.0f} KiB")
 
+    _register_export(app, show_value)
+
+
+def _register_export(app: typer.Typer, show_value: Callable[[Any], None]) -> None:
     @app.command()
     def export(plan: PlanFile, to: Annotated[str, typer.Option(help="torchtitan, megatron, deepspeed or galvatron.")],
-               output: Output = None,
-               allow_edited: Edited = False, as_json: Json = False) -> None:
+               output: Output = None, allow_edited: Edited = False, as_json: Json = False) -> None:
         """Write PLAN as another trainer's configuration; what it has no word for is listed on stderr."""
         from ..runtime.plan import write_atomically
         from .plan_files import open_plan

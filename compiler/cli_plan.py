@@ -80,6 +80,8 @@ Ban = Annotated[list[str] | None, typer.Option(help="Leave out hsdp, ring, ulyss
                                                     "pp1, ep1: only plans that use the axis (repeatable).")]
 
 
+WhyMixing = Annotated[bool, typer.Option("--mixing", help="Also search for what a layout of its own for every "
+                                                          "layer would gain; takes long.")]
 Profile = Annotated[Path | None, typer.Option(help="A file of meshwright profile: its measured numbers replace the "
                                                   "preset's.")]
 
@@ -172,12 +174,13 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
                         progress: Callable[[str], AbstractContextManager[None]]) -> None:
     @app.command()
     def why(plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file that meshwright saved.")],
-            profile: Profile = None, run_model_code: RunCode = False, as_json: Json = False) -> None:
+            mixing: WhyMixing = False, profile: Profile = None, run_model_code: RunCode = False,
+            as_json: Json = False) -> None:
         """Say why PLAN is as it is: the best plan of every family it beat, by how much, and what held that one back."""
         from .plan_why import why_of
 
         with progress(f"searching the families that {plan} beat"):
-            found = why_of(plan, run_model_code, str(profile) if profile else None)
+            found = why_of(plan, run_model_code, str(profile) if profile else None, mixing)
         show_value(found.as_dict() if as_json else found)
 
     @app.command()
@@ -202,7 +205,7 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
               recompute: Recompute = None, schedule: Schedule = None, micro_batch: MicroBatch = None, ban: Ban = None,
               optimizer: Optimizer = "adamw", precision: Precision = "bf16", training: TrainingWords = None,
               profile: Profile = None, as_json: Json = False) -> None:
-        """Plan MODEL for several cluster sizes, sequence lengths or batches, as a Pareto table."""
+        """Plan MODEL for several cluster sizes, sequences or batches, as a Pareto table. Exit code 3: none fits."""
         from .plan_sweep import sweep as swept
         from .planner.plan_model import Request, pins_from
         from .planner.precision import training_from
@@ -215,6 +218,8 @@ def _register_questions(app: typer.Typer, show_value: Callable[[Any], None],
         with progress(f"planning {model} over {over}"):
             found = swept(request, over, values, tokens)
         show_value(found.as_dict() if as_json else found)
+        if not any(row.plan for row in found.rows):
+            raise typer.Exit(DOES_NOT_FIT)
 
 
 def _register_price(app: typer.Typer, show_value: Callable[[Any], None],

@@ -95,21 +95,23 @@ class Why:
         return Rows(Text(self.plan.title), Text(self.binding), table, Text(self.verdict))
 
 
-def why_of(path: Path, run_model_code: bool = False, profile: str | None = None) -> Why:
-    """Search the families that a plan did not take. Raises `InvalidInputError`."""
+def why_of(path: Path, run_model_code: bool = False, profile: str | None = None, mixing: bool = False) -> Why:
+    """Search the families that a plan did not take; with `mixing` also what a layout of its own for every layer would
+    gain, which takes long. Raises `InvalidInputError`."""
     plan, started = Plan.load(path), time.perf_counter()
     planner = planner_of(plan, run_model_code, profile)
     try:
         plan = reprice(plan, planner)
     except InvalidInputError:
         pass  # a model or cluster that changed: its families are searched against the file's own step
-    return why(plan, planner, started)
+    return why(plan, planner, started, mixing)
 
 
-def why(plan: Plan, planner: Planner, started: float) -> Why:
+def why(plan: Plan, planner: Planner, started: float, mixing: bool = False) -> Why:
     """The families of a plan that is priced as today."""
     share, source = near_tie(planner)
-    families = [found for name, change in _families(plan, planner)
+    mixed = [(MIXED, {"mixing": True})] if mixing and not planner.request.mixing else []
+    families = [found for name, change in [*_families(plan, planner), *mixed]
                 if (found := _family(planner, plan, name, change, share))]
     own = _complexity(plan)
     simplest = min((f for f in families if f.beaten.near_tie and f.complexity is not None),
@@ -145,8 +147,6 @@ def _families(plan: Plan, planner: Planner) -> list[tuple[str, dict[str, Any]]]:
     if plan.mesh.pp > 1:
         found += [(f"schedule {name}", {"schedule": name}) for name in ("1f1b", "interleaved", "zb-h1")
                   if name != plan.schedule.name]
-    if not planner.request.mixing:
-        found.append((MIXED, {"mixing": True}))
     return found
 
 

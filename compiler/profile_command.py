@@ -25,6 +25,7 @@ from ..cost_model.machine_profile import (
 from ..cost_model.profile_use import Profiled, profiled_cluster, use_profile
 from ..runtime.errors import InvalidInputError, MeshwrightError, UnknownNameError
 from ..runtime.plan_data import first_fault, read_limited
+from ..runtime.settings import torchrun_variables
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -86,7 +87,7 @@ def measure_profile(path: Path, device: str | None, ranks: int | None, threads: 
 
     in_a_folder(path)
     _check_name(name, device)
-    device, place = _device(device), torchrun_place(os.environ) if ranks is None else None
+    device, place = _device(device), torchrun_place(torchrun_variables()) if ranks is None else None
     if place is not None and place.ranks > 1:
         setting = Setting(device, quick, place.ranks, threads)
         tables = under_torchrun(setting, place, progress)

@@ -144,6 +144,14 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(**found)
 
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def torchrun_variables() -> dict[str, str]:
+    """What torchrun set for this process, by `TORCHRUN`'s names; those that are not set are missing."""
+    return {name: os.environ[name] for name in TORCHRUN if name in os.environ}
+
+
 def setting_fields() -> tuple[str, ...]:
     """Names of the fields of `Settings`, in order."""
     return tuple(f.name for f in fields(Settings))

@@ -183,6 +183,8 @@ class Space:
                        f"{p} stages side by side do not fill nodes of {per_node} GPUs evenly")
         else:
             yield INNERMOST_PIPELINE
+        self.leave("rank order", "all others", "groups that talk in every layer would span more links: tp stays inside "
+                                               "of cp, and cp of dp")
 
     def schedules(self, group: Group) -> Iterator[tuple[ScheduleName, int]]:
         """(schedule, chunks per stage), simplest first."""
@@ -314,6 +316,8 @@ class Space:
             yield 1, 1
             return
         gpus = layout.tp * layout.cp * layout.dp
+        if layout.tp > 3:
+            self.leave("etp", f"between 1 and {layout.tp}", "experts are whole or cut as tp cuts; no other is priced")
         for etp in sorted({1, layout.tp}):
             if not self.pins.allows("etp", etp):
                 self.leave("etp", etp, f"pinned to {self.pins.etp}")
@@ -334,6 +338,7 @@ class Space:
 
     def strategies(self, kind: LayerKind, layout: Layout, ep: int, etp: int) -> Iterator[LayerStrategy]:
         """What is free per layer, simplest first."""
+        self.leave("recompute", "min-cut", "it is what fused kernels keep with none")
         modes = [r for r in MODES if self.pins.allows("recompute", r) and r not in self.pins.banned
                  and r in kind.saved]
         for mode in modes:
@@ -350,6 +355,8 @@ class Space:
         if "hsdp" in self.pins.banned:
             self.leave("zero", "hsdp", "banned")
             return (0,)
+        self.leave("zero", "hsdp over other sizes", "shards end where a level of links does: smaller groups use the "
+                                                    "same links and hold more")
         width = layout.tp * layout.cp
         within = {level.group_size // width for level in self.cluster.levels if level.group_size % width == 0}
         return (0, *sorted(n for n in within if 1 < n < layout.dp and layout.dp % n == 0))

@@ -23,6 +23,7 @@ import torch.multiprocessing as processes
 
 from ...cost_model.machine_profile import CollectivePoint, OverlapPoint, Tables
 from ...runtime.errors import InvalidInputError, MeshwrightError
+from ...runtime.settings import TORCHRUN
 from .clock import Agree, Clock, alone
 from .collectives import Ranks, collectives, overlaps, sizes_for
 from .measure import Points, Progress, Sweep, measured, steps, sweep_for
@@ -73,11 +74,10 @@ class Place:
 
 def torchrun_place(environment: Mapping[str, str]) -> Place | None:
     """Where torchrun put this process, None without it. Raises `InvalidInputError` for nodes of different sizes."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if not all(name in environment for name in names):
+    if not all(name in environment for name in TORCHRUN):
         return None
     try:
-        rank, ranks, local_rank, local_ranks = (int(environment[name]) for name in names[:4])
+        rank, ranks, local_rank, local_ranks = (int(environment[name]) for name in TORCHRUN[:4])
     except ValueError:
         raise InvalidInputError("RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is no number",
                                 expected="the environment that torchrun sets") from None

@@ -40,4 +40,4 @@ def test_pins_hold_and_what_does_not_fit_says_why() -> None:
     text = " ".join(done.stdout.split())
     assert "nodes" in text and "tp 8" in text
     none = CliRunner().invoke(cli.app, [*ask, "--tp", "1"])
-    assert none.exit_code == 0 and "no plan found fits" in " ".join(none.stdout.split())
+    assert none.exit_code == 3 and "no plan found fits" in " ".join(none.stdout.split())

@@ -45,6 +45,18 @@ def test_refusals_have_reasons() -> None:
     assert any(axis == "pp" and "13 layers for 24 stages" in reason for (axis, _), reason in reasons.items())
 
 
+def test_what_is_never_searched_is_named_with_a_reason() -> None:
+    one = space("4x8 h100-sxm", batch=64, kinds=(EXPERTS, HEAD))
+    for group in one.groups():
+        for layout in one.layouts(32 // group.p, group.m):
+            for kind in one.kinds:
+                for ep, etp in one.families(kind, layout):
+                    list(one.strategies(kind, layout, ep, etp))
+    named = {(left.axis, left.value) for left in one.left}
+    assert named >= {("rank order", "all others"), ("zero", "hsdp over other sizes"), ("recompute", "min-cut")}
+    assert all(left.reason for left in one.left)
+
+
 def test_every_group_uses_all_gpus_and_divides_the_batch() -> None:
     one = space()
     groups = list(one.groups())
