@@ -133,12 +133,16 @@ def near_tie(planner: Planner) -> tuple[float, str]:
 
 def _families(plan: Plan, planner: Planner) -> list[tuple[str, dict[str, Any]]]:
     """What the plan does, left out; what it does not do, put in, to whatever degree is best."""
-    used = {axis: _degree(plan, axis) for axis in AXES}
+    main = max(plan.layers, key=lambda r: r.count).options
     experts = any(kind.experts for kind in planner.space.kinds)
     found: list[tuple[str, dict[str, Any]]] = []
-    for axis, degree in used.items():
-        if axis != "ep" or experts:
-            found.append((f"without {axis}", {axis: 1}) if degree > 1 else (f"with {axis}", {"banned": f"{axis}1"}))
+    for axis in AXES:
+        if axis == "ep" and not experts:
+            continue
+        if _degree(plan, axis) > 1:
+            found.append((f"without {axis}", {axis: 1}))
+        if axis in ("tp", "cp") and getattr(main, axis) == 1 or _degree(plan, axis) == 1:  # embedding and head may
+            found.append((f"with {axis}", {"banned": f"{axis}1"}))
     zeros = {r.options.zero for r in plan.layers}
     found += [(f"ZeRO-{z}" if z else "no ZeRO", {"zero": z}) for z in range(4) if zeros != {z}]
     modes = {r.options.recompute for r in plan.layers}
