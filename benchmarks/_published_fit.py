@@ -154,8 +154,9 @@ def _matters(name: str, run: Run) -> bool:
             "generation": t.software}
     if key:
         return uses[group] == key
-    used = {"async_tp": t.async_tp, "expert_overlap": run.ep > 1, "expert_pass_s": run.ep > 1,
-            "eager_op_s": t.fusion != "compiled"}
+    host = not t.cuda_graphs
+    used = {"async_tp": t.async_tp, "expert_overlap": run.ep > 1 and t.overlap_experts,
+            "expert_pass_s": run.ep > 1 and host, "eager_op_s": t.fusion != "compiled" and host}
     return used.get(name, True)
 
 

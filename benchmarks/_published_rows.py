@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks._published_recipes import recomputed, with_recipe
 from meshwright.cost_model.model import RecomputeMode
 from meshwright.cost_model.strategy import Training
 
@@ -212,7 +213,9 @@ def _simumax() -> Iterator[Row | Excluded]:
                       int(r["vocab"]))
         dp, m, b = int(r["dp"]), int(r["num_microbatches"]), int(r["microbatch"])
         seq = int(r["seq"].split()[0])
-        training = replace(MEGATRON_CORE, software="megatron-core", software_year=2025.7)
+        # run_pretrain_llama3.sh of SimuMax passes neither --overlap-grad-reduce nor --overlap-param-gather
+        training = replace(MEGATRON_CORE, software="megatron-core", software_year=2025.7, overlap_gradients=False,
+                           prefetch_parameters=False)
         yield Row(Run(model, seq, "b200", 1, 8, dp * m * b, training, b, int(r["tp"]), int(r["pp"]), int(r["cp"]),
                       zero=1),
                   name, "simumax", r["model"], "bf16", False, float(r["real_step_ms"]) / 1e3,
@@ -250,11 +253,13 @@ def _bridge_row(r: dict[str, str]) -> Row:
     number = {k: int(r[k].split()[0]) if r[k] not in ("", "n/a") else 1 for k in ("tp", "pp", "cp", "vp", "ep", "fsdp")}
     gpus, moe = int(r["gpus"]), family not in ("llama3",)
     recipe = BRIDGE_RECIPES[r["precision"]]
+    training = replace(MEGATRON_CORE, fp8_recipe=recipe, software=f"nemo-{r['container'][:2]}",
+                       software_year=2025.8 if r["container"].startswith("25") else 2026.3,
+                       async_tp=number["tp"] > 1 and not moe)
+    size = next((word.lower() for word in r["model"].replace(" ", "_").split("_") if word[:1].isdigit()), "")
     run = Run(model, int(r["seq"]), gpu, gpus // per_node, per_node, int(r["gbs"]),
-              replace(MEGATRON_CORE, fp8_recipe=recipe, software=f"nemo-{r['container'][:2]}",
-                      software_year=2025.8 if r["container"].startswith("25") else 2026.3,
-                      async_tp=number["tp"] > 1 and not moe, dispatch="once per node"), int(r["mbs"]),
+              with_recipe(training, family, size, gpu, r["container"], number["ep"]), int(r["mbs"]),
               number["tp"], number["pp"], number["cp"], number["ep"] if moe else 1, 1, number["vp"],
-              3 if r["fsdp"] not in ("", "0") else 1, None)
+              3 if r["fsdp"] not in ("", "0") else 1, recomputed(family, size, gpu))
     return Row(run, "megatron_bridge.csv", "megatron-bridge", family, "fp8" if recipe else "bf16", moe,
                run.global_batch * run.seq / (float(r["tokens_s_gpu"].split()[0]) * gpus), generation=r["container"])

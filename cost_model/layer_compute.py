@@ -93,8 +93,9 @@ class _Divided:
         self.fp8 = rates.fp8 and kind.vocabulary is None
 
     def seconds(self, operators: Iterable[tuple[int, OpRecord, int]], backward: bool, weights: bool = False) -> Seconds:
-        out = Seconds(dispatch_s=0.0 if self.rates.training.fusion == "compiled" else self.rates.software.eager_op_s)
-        fused = self.rates.training.fusion != "none"
+        t = self.rates.training
+        out = Seconds(dispatch_s=0.0 if t.fusion == "compiled" or t.cuda_graphs else self.rates.software.eager_op_s)
+        fused = t.fusion != "none"
         for index, record, moved_bytes in operators:
             if record.kind not in PRODUCT_KINDS and fused and not moved_bytes:
                 continue  # part of a neighbour's kernel
@@ -102,7 +103,7 @@ class _Divided:
             if record.kind == "attention":
                 out.attention_s += self._attention_s(record, backward)
             elif record.kind in PRODUCT_KINDS:
-                if record.op == "grouped_mm" and not out.host_s:
+                if record.op == "grouped_mm" and not out.host_s and not t.cuda_graphs:
                     out.host_s = self.rates.software.expert_pass_s
                 role = self._role(index, record, backward, weights)
                 seconds = self._product_s(record, role, backward, weights)

@@ -103,8 +103,9 @@ class Training:
     `software`: names of `calibration.Software`'s coefficients; `software_year`: when the stack was released.
     `dispatch`: how rows travel to experts, one copy for each expert, or over the network one for each node (DeepEP;
     DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2). `sequence_parallel` False: tensor parallelism as it was
-    before (all-reduces), of time only. Frozen parameters are the model's own
-    (`ParameterGroup.trainable`).
+    before (all-reduces), of time only. `overlap_experts`: rows travel to experts and back while another micro-batch
+    computes (DeepSeek-V3's DualPipe, Megatron-LM's `overlap_moe_expert_parallel_comm`). `cuda_graphs`: the host replays
+    a whole step instead of launching kernels. Frozen parameters are the model's own (`ParameterGroup.trainable`).
     """
 
     optimizer: OptimizerName = "adamw"
@@ -123,6 +124,8 @@ class Training:
     sequence_parallel: bool = True
     overlap_gradients: bool = True
     prefetch_parameters: bool = True
+    overlap_experts: bool = False
+    cuda_graphs: bool = False
     software: str = ""
     software_year: float = 2026.0
 
