@@ -27,8 +27,12 @@ from meshwright.cost_model.calibration import (
     calibration_for,
     committed_software,
     file_of,
+    power_share,
+    transferred,
 )
 
+import os
+def X(name): return name in os.environ.get("XP", "").split(",")
 SCATTER, TAIL = 0.04, 2.0  # what repeats of one configuration differ by is 2.6 % in the median, 7.8 % at nine in ten
 STEPS, ROUNDS, DELTA = 4, 2, 0.02
 
@@ -49,6 +53,15 @@ SOFTWARE_PRIORS = {
         "megatron-2021-04", "megatron-2021-01", "composer-2023", "torchtitan", "nemo-25", "nemo-26", "megatron-core")}}
 
 
+if X("attn"):
+    DEVICE_PRIORS["attention_efficiency"] = (0.8, 0.12)
+    SOFTWARE_PRIORS["attention_backward"] = (0.75, 0.1)
+
+
+if X("fp8"):
+    for n in ("tensorwise","mxfp8","delayed"): SOFTWARE_PRIORS["fp8."+n] = (0.93, 0.15)
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Calibrations by device and the software's coefficients."""
@@ -60,7 +73,7 @@ class Fitted:
     def of(self, gpu: str) -> Calibration:
         """A device's calibration, else its family's, else the priors'."""
         found = self.calibrations.get(chip(gpu)) or self.calibrations.get(FAMILY.get(chip(gpu), ""))
-        return found or _calibration(gpu, {})
+        return transferred(found, chip(gpu)) if found else _calibration(gpu, {})
 
 
 def fit(rows: Sequence[Row]) -> Fitted:
@@ -127,6 +140,11 @@ def _step(names: Sequence[str], theta: np.ndarray, prior: np.ndarray, width: np.
     base = _residuals(names, theta, runs, measured, range(len(runs)))
     scaled = np.abs(base) / SCATTER
     weight = np.where(scaled <= TAIL, 1.0, TAIL / np.maximum(scaled, TAIL)) / SCATTER**2
+    if X("sw"):
+        import collections
+        key = [(r.training.software, chip(r.gpu)) for r in runs]
+        n = collections.Counter(key)
+        weight = weight * np.array([n[k] ** -0.5 for k in key])
     normal = jacobian.T @ (jacobian * weight[:, None]) + np.diag(1 / width**2)
     gradient = jacobian.T @ (weight * base) + (theta - prior) / width**2
     move = np.clip(np.linalg.solve(normal, gradient), -0.4, 0.4)
@@ -166,7 +184,13 @@ def chip(gpu: str) -> str:
 
 
 def _prior(name: str) -> tuple[float, float]:
-    return DEVICE_PRIORS[name.rpartition("/")[2]] if "/" in name else SOFTWARE_PRIORS[name]
+    device, _, scalar = name.rpartition("/")
+    if not device:
+        return SOFTWARE_PRIORS[name]
+    value, width = DEVICE_PRIORS[scalar]
+    if X("power") and scalar == "gemm_efficiency":
+        return 0.8 * power_share(device), 0.1
+    return value, width
 
 
 def _highest(name: str) -> float:
@@ -181,7 +205,7 @@ def _fitted(names: Sequence[str], theta: np.ndarray) -> Fitted:
 
 
 def _calibration(device: str, values: Mapping[str, float]) -> Calibration:
-    base = Calibration(device, **{n: v for n, (v, _) in DEVICE_PRIORS.items()})
+    base = Calibration(device, **{n: _prior(f"{device}/{n}")[0] for n in DEVICE_PRIORS})
     found = {n: values[f"{device}/{n}"] for n in DEVICE_PRIORS if f"{device}/{n}" in values}
     return replace(base, **found)  # type: ignore[arg-type]
 

@@ -113,7 +113,8 @@ def placement_of(gpu: str, nodes: int, gpus_per_node: int, pp: int) -> Placement
 
 
 def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evaluation, dict[str, LayerPrice]] | None:
-    """Evaluate a run whose micro-batch and chunks are filled in. Where recomputation is not published, a layer runs
+    """Evaluate a run whose micro-batch and chunks are filled in. A stack's recomputation is of its blocks, embedding and
+    head run once (Megatron-LM, llm-foundry and torchtitan wrap blocks only). Where recomputation is not published, a layer runs
     without; on a stage that would not fit, layers one by one keep products only, then their inputs only."""
     assert run.micro_batch and run.v
     model = description(run.model, run.seq, run.micro_batch)
@@ -122,8 +123,8 @@ def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evalu
     if m < 1 or run.pp * run.v > len(model.order):
         return None
     modes: tuple[RecomputeMode, ...] = (run.recompute,) if run.recompute else RECOMPUTE
-    prices = [[price_layer(kind, strategy_of(run, mode), run.training, placement, calibration, software)
-               for mode in modes] for kind in model.kinds]
+    prices = [[price_layer(kind, strategy_of(run, "none" if run.recompute and kind.vocabulary else mode), run.training,
+                           placement, calibration, software) for mode in modes] for kind in model.kinds]
     options = tuple(tuple(Option(name=mode, **p.integers()) for mode, p in zip(modes, of_kind, strict=True))
                     for of_kind in prices)
     inner = model.kinds[model.order[len(model.order) // 2]]

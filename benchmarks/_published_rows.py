@@ -143,10 +143,10 @@ DEEPSEEK_V3 = _json(
 MEGATRON_2021 = Training(fusion="kernels", flash_attention=False, overlap_gradients=False, prefetch_parameters=False,
                          gradient_bytes=4, reduce_bytes=4, sequence_parallel=False)
 MEGATRON_CORE = Training(fusion="kernels", gradient_bytes=4, reduce_bytes=4, attention_kernel="cudnn")
-FSDP1 = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="none",
-                 attention_kernel="triton")
+FSDP1 = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="none", fused_loss=True,
+                 attention_kernel="triton")  # fused: `loss_fn` of llm-foundry's ComposerMPTCausalLM, by default
 TORCHTITAN = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="compiled",
-                      attention_kernel="flash-2")
+                      attention_kernel="flash-2", selective_every=2)  # its policy: "except every second mm"
 
 
 def _megatron_2021() -> Iterator[Row | Excluded]:
@@ -196,7 +196,8 @@ def _torchtitan() -> Iterator[Row | Excluded]:
         gpu = "h200" if r["gpu"] == "H200" else "h100-96-hbm2e"
         training = replace(TORCHTITAN, software="torchtitan", fp8_recipe=recipes[r["precision"]],
                            software_year=2024.9 if "202412" in r["source"] else 2025.4,
-                           async_tp=r["extra"].lower() == "asynctp")
+                           async_tp=r["extra"].lower() == "asynctp",
+                           gather_bytes=1 if gpu == "h200" else 2)  # its page: enable_fsdp_float8_all_gather
         size = "8b" if r["model"].endswith("8B") else "70b"
         yield Row(Run(LLAMA3[size], seq, gpu, gpus // 8, 8, int(r["global_batch"]), training, int(r["local_batch"]), tp,
                       int(r["pp"]), int(r["cp"]), zero=3,

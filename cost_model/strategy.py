@@ -99,13 +99,15 @@ class Training:
     3, sharded), of the accumulated gradient, and of the optimizer's own copy (0 where the parameters are that copy).
     `reduce_bytes`, `gather_bytes`: per parameter on the wire in gradient reduction and in gathering. `compute`: dtype
     of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits.
-    `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
+    `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled; `fused_loss`: the loss is
+    one kernel also where the others are as written. `attention_kernel`,
     `software`: names of `calibration.Software`'s coefficients; `software_year`: when the stack was released.
     `dispatch`: how rows travel to experts, one copy for each expert, or over the network one for each node (DeepEP;
     DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2). `sequence_parallel` False: tensor parallelism as it was
     before (all-reduces), of time only. `overlap_experts`: rows travel to experts and back while another micro-batch
     computes (DeepSeek-V3's DualPipe, Megatron-LM's `overlap_moe_expert_parallel_comm`). `cuda_graphs`: the host replays
-    a whole step instead of launching kernels. Frozen parameters are the model's own (`ParameterGroup.trainable`).
+    a whole step instead of launching kernels. `selective_every`: selective recomputation runs every so many-th product
+    again (torchtitan's: 2), 1 for none. Frozen parameters are the model's own (`ParameterGroup.trainable`).
     """
 
     optimizer: OptimizerName = "adamw"
@@ -117,6 +119,7 @@ class Training:
     compute: str = "bfloat16"
     fp8_recipe: str = ""
     fusion: Fusion = "compiled"
+    fused_loss: bool = False
     flash_attention: bool = True
     attention_kernel: str = ""
     async_tp: bool = False
@@ -126,12 +129,15 @@ class Training:
     prefetch_parameters: bool = True
     overlap_experts: bool = False
     cuda_graphs: bool = False
+    selective_every: int = 1
     software: str = ""
     software_year: float = 2026.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZER_STATE_BYTES:
             raise StrategyError(f"optimizer {self.optimizer!r}; expected one of {', '.join(OPTIMIZER_STATE_BYTES)}")
+        if self.selective_every < 1:
+            raise StrategyError(f"selective_every is {self.selective_every}; expected 1 or more")
         for name in ("parameter_bytes", "gradient_bytes", "master_bytes", "reduce_bytes", "gather_bytes"):
             if not 0 <= getattr(self, name) <= 16:
                 raise StrategyError(f"{name} is {getattr(self, name)}; expected 0 to 16 bytes per parameter")
