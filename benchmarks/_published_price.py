@@ -113,8 +113,8 @@ def placement_of(gpu: str, nodes: int, gpus_per_node: int, pp: int) -> Placement
 
 
 def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evaluation, dict[str, LayerPrice]] | None:
-    """Evaluate a run whose micro-batch and chunks are filled in. A stack's recomputation is of its blocks, embedding and
-    head run once (Megatron-LM, llm-foundry and torchtitan wrap blocks only). Where recomputation is not published, a layer runs
+    """Evaluate a run whose micro-batch and chunks are filled in. A stack's recomputation is of its blocks: Megatron-LM,
+    llm-foundry and torchtitan run embedding and head once. Where recomputation is not published, a layer runs
     without; on a stage that would not fit, layers one by one keep products only, then their inputs only."""
     assert run.micro_batch and run.v
     model = description(run.model, run.seq, run.micro_batch)
@@ -123,10 +123,11 @@ def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evalu
     if m < 1 or run.pp * run.v > len(model.order):
         return None
     modes: tuple[RecomputeMode, ...] = (run.recompute,) if run.recompute else RECOMPUTE
-    prices = [[price_layer(kind, strategy_of(run, "none" if run.recompute and kind.vocabulary else mode), run.training,
-                           placement, calibration, software) for mode in modes] for kind in model.kinds]
-    options = tuple(tuple(Option(name=mode, **p.integers()) for mode, p in zip(modes, of_kind, strict=True))
-                    for of_kind in prices)
+    own: list[tuple[RecomputeMode, ...]] = [("none",) if run.recompute and k.vocabulary else modes for k in model.kinds]
+    prices = [[price_layer(kind, strategy_of(run, mode), run.training, placement, calibration, software)
+               for mode in of_kind] for kind, of_kind in zip(model.kinds, own, strict=True)]
+    options = tuple(tuple(Option(name=mode, **p.integers()) for mode, p in zip(of_kind, priced, strict=True))
+                    for of_kind, priced in zip(own, prices, strict=True))
     inner = model.kinds[model.order[len(model.order) // 2]]
     moved = transfer_price(hidden_bytes(inner), strategy_of(run, modes[0]), placement, calibration)
     transfer = Transfer(forward_ns=round(moved.forward_s * 1e9), backward_ns=round(moved.backward_s * 1e9))

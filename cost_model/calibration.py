@@ -86,7 +86,8 @@ class Software:
     trend. `eager_op_s`: one operator through the dispatcher, hidden behind the GPU's work where that is longer.
     `async_tp`: the part of tensor-parallel communication that products can hide. `expert_overlap`: the part of a
     layer's pass that hides rows on their way to experts. `expert_pass_s`: what sorting rows by experts costs the host
-    in a pass, when row counts have to come back from the GPU. What has no entry by its name counts as 1.
+    in a pass, when row counts have to come back from the GPU; `expert_product`: the fraction of gemm_efficiency that
+    products of several experts in one kernel reach. What has no entry by its name counts as 1.
     """
 
     attention_backward: float = 0.8
@@ -95,6 +96,7 @@ class Software:
     async_tp: float = 0.8
     expert_overlap: float = 0.3
     expert_pass_s: float = 3e-4
+    expert_product: float = 1.0
     fp8: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     generation: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     attention: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
@@ -125,7 +127,7 @@ def transferred(found: Calibration, device: str) -> Calibration:
     """The numbers of one GPU for another of its family: products run as fast as that one's power limit lets them."""
     if found.device == device:
         return found
-    efficiency = found.gemm_efficiency * power_share(device) / power_share(found.device)
+    efficiency = found.gemm_efficiency * (power_share(device) / power_share(found.device))
     return replace(found, gemm_efficiency=min(0.97, efficiency))
 
 

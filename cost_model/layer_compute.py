@@ -95,7 +95,8 @@ class _Divided:
 
     def seconds(self, operators: Iterable[tuple[int, OpRecord, int]], backward: bool, weights: bool = False) -> Seconds:
         t = self.rates.training
-        out = Seconds(dispatch_s=0.0 if t.fusion == "compiled" or t.cuda_graphs else self.rates.software.eager_op_s)
+        host = t.fusion != "compiled" and t.cuda_graphs != "step"
+        out = Seconds(dispatch_s=self.rates.software.eager_op_s if host else 0.0)
         fused = fuses(self.kind, t)
         for index, record, moved_bytes in operators:
             if record.kind not in PRODUCT_KINDS and fused and not moved_bytes:
@@ -104,7 +105,7 @@ class _Divided:
             if record.kind == "attention":
                 out.attention_s += self._attention_s(record, backward)
             elif record.kind in PRODUCT_KINDS:
-                if record.op == "grouped_mm" and not out.host_s and not t.cuda_graphs:
+                if record.op == "grouped_mm" and not out.host_s and t.cuda_graphs == "none":
                     out.host_s = self.rates.software.expert_pass_s
                 role = self._role(index, record, backward, weights)
                 seconds = self._product_s(record, role, backward, weights)
@@ -166,8 +167,9 @@ class _Divided:
         k_own, n_own = (k, n / etp) if k == hidden else (k / etp, n)
         if weights:
             accumulated_s = self.rates.memory_s(local * k_own * n_own * (2 * self.rates.training.gradient_bytes - 2))
-            return self.rates.product_s(local, k_own, own_rows, n_own, fp8=self.fp8) + accumulated_s
-        return self.rates.product_s(local, own_rows, k_own, n_own, fp8=self.fp8, quantized=local * own_rows * k_own)
+            return self.rates.product_s(local, k_own, own_rows, n_own, fp8=self.fp8, grouped=True) + accumulated_s
+        return self.rates.product_s(local, own_rows, k_own, n_own, fp8=self.fp8, quantized=local * own_rows * k_own,
+                                    grouped=True)
 
 
 def fuses(kind: LayerKind, training: Training) -> bool:

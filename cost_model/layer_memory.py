@@ -114,8 +114,10 @@ def _working_set(kind: LayerKind, strategy: LayerStrategy, training: Training) -
         sizes = [r.bytes_written / (2 if kind.vocabulary else 1) for r in kind.forward if r.kind in PRODUCT_KINDS]
     else:
         sizes = [float(r.bytes_written) for i, r in enumerate(kind.backward) if i not in delayed]
-    again = max(0, kind.saved["none" if not fused else "min-cut"].bytes
-                - saved_of(kind, strategy.recompute, training).bytes) if strategy.recompute in ("selective", "full") else 0
+    again = 0
+    if strategy.recompute in ("selective", "full"):
+        again = max(0, kind.saved["min-cut" if fused else "none"].bytes
+                    - saved_of(kind, strategy.recompute, training).bytes)
     return (2 * max(sizes, default=0) + again) / (strategy.tp * strategy.cp)
 
 

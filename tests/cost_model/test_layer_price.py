@@ -202,11 +202,10 @@ def test_rows_travel_beside_another_micro_batch_where_the_stack_says_so() -> Non
 
 def test_recorded_graphs_cost_the_host_nothing() -> None:
     kind = mixture()
-    eager, graphs = (priced(kind, "1x8 h100-sxm", ep=8, zero=1, training=Training(fusion="none", cuda_graphs=g))
-                     for g in (False, True))
-    assert eager.compute.forward.launch_s >= SOFTWARE.expert_pass_s
-    assert graphs.compute.forward.launch_s == 0
-    assert graphs.compute.forward.gpu_s == eager.compute.forward.gpu_s
+    eager, router, step = (priced(kind, "1x8 h100-sxm", ep=8, zero=1, training=Training(fusion="none", cuda_graphs=g))
+                           .compute.forward for g in ("none", "router", "step"))
+    assert eager.launch_s - router.launch_s == pytest.approx(SOFTWARE.expert_pass_s)
+    assert step.launch_s == 0 and step.gpu_s == router.gpu_s == eager.gpu_s
 
 
 def test_a_fused_loss_is_of_the_head_alone() -> None:
@@ -303,6 +302,14 @@ def test_fp8_products_are_faster_and_the_head_stays_as_it_was() -> None:
 def test_attention_without_a_fused_kernel_is_slower() -> None:
     fused, written = (priced(LAYER, training=Training(flash_attention=f)) for f in (True, False))
     assert written.compute.forward.attention_s > 2 * fused.compute.forward.attention_s
+
+
+def test_products_of_experts_have_an_efficiency_of_their_own() -> None:
+    half = replace(SOFTWARE, expert_product=0.5)
+    one, two = (price_layer(mixture(16), LayerStrategy(dp=8, ep=8, zero=1), Training(),
+                            Placement(Cluster.parse("1x8 h100-sxm")), CALIBRATION, s).compute for s in (SOFTWARE, half))
+    assert one.forward.gemm_s < two.forward.gemm_s < 2 * one.forward.gemm_s
+    assert one.forward.attention_s == two.forward.attention_s
 
 
 def test_an_eager_host_limits_small_layers() -> None:
