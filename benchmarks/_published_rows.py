@@ -126,10 +126,11 @@ QWEN3_235B = _json(
     model_type="qwen3_moe", num_hidden_layers=94, hidden_size=4096, intermediate_size=12288, moe_intermediate_size=1536,
     num_attention_heads=64, num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
     norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=151936, max_position_embeddings=40960)
-GPT_OSS_120B = _json(  # with fused attention over whole sequences; half of the model's layers see 128 tokens
-    model_type="qwen3_moe", num_hidden_layers=36, hidden_size=2880, intermediate_size=2880, moe_intermediate_size=2880,
-    num_attention_heads=64, num_key_value_heads=8, head_dim=64, num_experts=128, num_experts_per_tok=4,
-    norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=201088, max_position_embeddings=131072)
+GPT_OSS_120B = _json(  # in turn layers that see 128 tokens and all; with fused attention
+    every_other_window=128, model_type="qwen3_moe", num_hidden_layers=36, hidden_size=2880, intermediate_size=2880,
+    moe_intermediate_size=2880, num_attention_heads=64, num_key_value_heads=8, head_dim=64, num_experts=128,
+    num_experts_per_tok=4, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=201088,
+    max_position_embeddings=131072)
 DEEPSEEK_V3 = _json(
     model_type="deepseek_v3", num_hidden_layers=61, hidden_size=7168, intermediate_size=18432,
     moe_intermediate_size=2048, num_attention_heads=128, num_key_value_heads=128, q_lora_rank=1536, kv_lora_rank=512,
