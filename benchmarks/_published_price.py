@@ -19,6 +19,7 @@ from meshwright.cost_model.calibration import Calibration, Software
 from meshwright.cost_model.cluster import Cluster
 from meshwright.cost_model.layer_price import LayerPrice, hidden_bytes, price_layer, transfer_price
 from meshwright.cost_model.model import ModelDescription, RecomputeMode, interpolated, model_from_json
+from meshwright.cost_model.records import OpRecord
 from meshwright.cost_model.strategy import LayerStrategy, Placement
 
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -49,10 +50,36 @@ def cache_folder() -> Path:
 
 @lru_cache(maxsize=4096)
 def description(model: str, seq: int, micro_batch: int) -> ModelDescription:
-    """Captured for micro-batches of 1, 2 and 4, interpolated from the last two for others."""
+    """Captured for micro-batches of 1, 2 and 4, interpolated from the last two for others. A configuration whose
+    `every_other_window` is not 0 has layers in turn that see so many tokens, and all of them."""
+    config = json.loads(model)
+    window = config.pop("every_other_window", 0)
+    if window:
+        return _windowed(description(json.dumps(config, sort_keys=True), seq, micro_batch), window)
     if micro_batch not in (1, 2, 4):
         return interpolated(description(model, seq, 2), description(model, seq, 4), micro_batch)
     return _captured(model, seq, micro_batch)
+
+
+def _windowed(model: ModelDescription, window: int) -> ModelDescription:
+    """With a copy of each block whose attention is a band of scores: a fused kernel leaves out the others."""
+    kinds, order = list(model.kinds), list(model.order)
+    for index, kind in enumerate(model.kinds):
+        own = [i for i, k in enumerate(order) if k == index]
+        if kind.vocabulary is None and any(r.kind == "attention" for r in kind.forward):
+            for i in own[::2]:
+                order[i] = len(kinds)
+            kinds.append(replace(kind, name=f"{kind.name} window", causal_flops_forward=0, causal_flops_backward=0,
+                                 forward=tuple(_band(r, window) for r in kind.forward),
+                                 backward=tuple(_band(r, window) for r in kind.backward)))
+    return replace(model, kinds=tuple(kinds), order=tuple(order))
+
+
+def _band(record: OpRecord, window: int) -> OpRecord:
+    if record.kind != "attention" or len(record.shape) != 6 or record.shape[3] <= window:
+        return record
+    batch, heads, queries, keys, *rest = record.shape
+    return replace(record, flops=record.flops * window // keys, shape=(batch, heads, queries, window, *rest))
 
 
 def _captured(model: str, seq: int, micro_batch: int) -> ModelDescription:
@@ -113,7 +140,8 @@ def placement_of(gpu: str, nodes: int, gpus_per_node: int, pp: int) -> Placement
 
 
 def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evaluation, dict[str, LayerPrice]] | None:
-    """Evaluate a run whose micro-batch and chunks are filled in. Where recomputation is not published, a layer runs
+    """Evaluate a run whose micro-batch and chunks are filled in. A stack's recomputation is of its blocks: Megatron-LM,
+    llm-foundry and torchtitan run embedding and head once. Where recomputation is not published, a layer runs
     without; on a stage that would not fit, layers one by one keep products only, then their inputs only."""
     assert run.micro_batch and run.v
     model = description(run.model, run.seq, run.micro_batch)
@@ -122,10 +150,11 @@ def price(run: Run, calibration: Calibration, software: Software) -> tuple[Evalu
     if m < 1 or run.pp * run.v > len(model.order):
         return None
     modes: tuple[RecomputeMode, ...] = (run.recompute,) if run.recompute else RECOMPUTE
+    own: list[tuple[RecomputeMode, ...]] = [("none",) if run.recompute and k.vocabulary else modes for k in model.kinds]
     prices = [[price_layer(kind, strategy_of(run, mode), run.training, placement, calibration, software)
-               for mode in modes] for kind in model.kinds]
-    options = tuple(tuple(Option(name=mode, **p.integers()) for mode, p in zip(modes, of_kind, strict=True))
-                    for of_kind in prices)
+               for mode in of_kind] for kind, of_kind in zip(model.kinds, own, strict=True)]
+    options = tuple(tuple(Option(name=mode, **p.integers()) for mode, p in zip(of_kind, priced, strict=True))
+                    for of_kind, priced in zip(own, prices, strict=True))
     inner = model.kinds[model.order[len(model.order) // 2]]
     moved = transfer_price(hidden_bytes(inner), strategy_of(run, modes[0]), placement, calibration)
     transfer = Transfer(forward_ns=round(moved.forward_s * 1e9), backward_ns=round(moved.backward_s * 1e9))

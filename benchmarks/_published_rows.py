@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks._published_recipes import recomputed, with_recipe
 from meshwright.cost_model.model import RecomputeMode
 from meshwright.cost_model.strategy import Training
 
@@ -125,10 +126,11 @@ QWEN3_235B = _json(
     model_type="qwen3_moe", num_hidden_layers=94, hidden_size=4096, intermediate_size=12288, moe_intermediate_size=1536,
     num_attention_heads=64, num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
     norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=151936, max_position_embeddings=40960)
-GPT_OSS_120B = _json(  # with fused attention over whole sequences; half of the model's layers see 128 tokens
-    model_type="qwen3_moe", num_hidden_layers=36, hidden_size=2880, intermediate_size=2880, moe_intermediate_size=2880,
-    num_attention_heads=64, num_key_value_heads=8, head_dim=64, num_experts=128, num_experts_per_tok=4,
-    norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=201088, max_position_embeddings=131072)
+GPT_OSS_120B = _json(  # in turn layers that see 128 tokens and all; with fused attention
+    every_other_window=128, model_type="qwen3_moe", num_hidden_layers=36, hidden_size=2880, intermediate_size=2880,
+    moe_intermediate_size=2880, num_attention_heads=64, num_key_value_heads=8, head_dim=64, num_experts=128,
+    num_experts_per_tok=4, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], vocab_size=201088,
+    max_position_embeddings=131072)
 DEEPSEEK_V3 = _json(
     model_type="deepseek_v3", num_hidden_layers=61, hidden_size=7168, intermediate_size=18432,
     moe_intermediate_size=2048, num_attention_heads=128, num_key_value_heads=128, q_lora_rank=1536, kv_lora_rank=512,
@@ -142,10 +144,10 @@ DEEPSEEK_V3 = _json(
 MEGATRON_2021 = Training(fusion="kernels", flash_attention=False, overlap_gradients=False, prefetch_parameters=False,
                          gradient_bytes=4, reduce_bytes=4, sequence_parallel=False)
 MEGATRON_CORE = Training(fusion="kernels", gradient_bytes=4, reduce_bytes=4, attention_kernel="cudnn")
-FSDP1 = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="none",
-                 attention_kernel="triton")
+FSDP1 = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="none", fused_loss=True,
+                 attention_kernel="triton")  # fused: `loss_fn` of llm-foundry's ComposerMPTCausalLM, by default
 TORCHTITAN = Training(parameter_bytes=4, gradient_bytes=4, master_bytes=0, reduce_bytes=4, fusion="compiled",
-                      attention_kernel="flash-2")
+                      attention_kernel="flash-2", selective_every=2)  # its policy: "except every second mm"
 
 
 def _megatron_2021() -> Iterator[Row | Excluded]:
@@ -195,7 +197,8 @@ def _torchtitan() -> Iterator[Row | Excluded]:
         gpu = "h200" if r["gpu"] == "H200" else "h100-96-hbm2e"
         training = replace(TORCHTITAN, software="torchtitan", fp8_recipe=recipes[r["precision"]],
                            software_year=2024.9 if "202412" in r["source"] else 2025.4,
-                           async_tp=r["extra"].lower() == "asynctp")
+                           async_tp=r["extra"].lower() == "asynctp",
+                           gather_bytes=1 if gpu == "h200" else 2)  # its page: enable_fsdp_float8_all_gather
         size = "8b" if r["model"].endswith("8B") else "70b"
         yield Row(Run(LLAMA3[size], seq, gpu, gpus // 8, 8, int(r["global_batch"]), training, int(r["local_batch"]), tp,
                       int(r["pp"]), int(r["cp"]), zero=3,
@@ -212,7 +215,9 @@ def _simumax() -> Iterator[Row | Excluded]:
                       int(r["vocab"]))
         dp, m, b = int(r["dp"]), int(r["num_microbatches"]), int(r["microbatch"])
         seq = int(r["seq"].split()[0])
-        training = replace(MEGATRON_CORE, software="megatron-core", software_year=2025.7)
+        # run_pretrain_llama3.sh of SimuMax passes neither --overlap-grad-reduce nor --overlap-param-gather
+        training = replace(MEGATRON_CORE, software="megatron-core", software_year=2025.7, overlap_gradients=False,
+                           prefetch_parameters=False)
         yield Row(Run(model, seq, "b200", 1, 8, dp * m * b, training, b, int(r["tp"]), int(r["pp"]), int(r["cp"]),
                       zero=1),
                   name, "simumax", r["model"], "bf16", False, float(r["real_step_ms"]) / 1e3,
@@ -250,11 +255,13 @@ def _bridge_row(r: dict[str, str]) -> Row:
     number = {k: int(r[k].split()[0]) if r[k] not in ("", "n/a") else 1 for k in ("tp", "pp", "cp", "vp", "ep", "fsdp")}
     gpus, moe = int(r["gpus"]), family not in ("llama3",)
     recipe = BRIDGE_RECIPES[r["precision"]]
+    training = replace(MEGATRON_CORE, fp8_recipe=recipe, software=f"nemo-{r['container'][:2]}",
+                       software_year=2025.8 if r["container"].startswith("25") else 2026.3,
+                       async_tp=number["tp"] > 1 and not moe)
+    size = next((word.lower() for word in r["model"].replace(" ", "_").split("_") if word[:1].isdigit()), "")
     run = Run(model, int(r["seq"]), gpu, gpus // per_node, per_node, int(r["gbs"]),
-              replace(MEGATRON_CORE, fp8_recipe=recipe, software=f"nemo-{r['container'][:2]}",
-                      software_year=2025.8 if r["container"].startswith("25") else 2026.3,
-                      async_tp=number["tp"] > 1 and not moe, dispatch="once per node"), int(r["mbs"]),
+              with_recipe(training, family, size, gpu, r["container"], number["ep"]), int(r["mbs"]),
               number["tp"], number["pp"], number["cp"], number["ep"] if moe else 1, 1, number["vp"],
-              3 if r["fsdp"] not in ("", "0") else 1, None)
+              3 if r["fsdp"] not in ("", "0") else 1, recomputed(family, size, gpu))
     return Row(run, "megatron_bridge.csv", "megatron-bridge", family, "fp8" if recipe else "bf16", moe,
                run.global_batch * run.seq / (float(r["tokens_s_gpu"].split()[0]) * gpus), generation=r["container"])

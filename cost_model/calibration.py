@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from .cluster import Cluster, LinkLevel
 from .link_presets import LINKS, NIC_EFFICIENCY
+from .presets import PRESETS
 
 T = TypeVar("T")
 FOLDER = Path(__file__).parent
@@ -85,7 +86,8 @@ class Software:
     trend. `eager_op_s`: one operator through the dispatcher, hidden behind the GPU's work where that is longer.
     `async_tp`: the part of tensor-parallel communication that products can hide. `expert_overlap`: the part of a
     layer's pass that hides rows on their way to experts. `expert_pass_s`: what sorting rows by experts costs the host
-    in a pass, when row counts have to come back from the GPU. What has no entry by its name counts as 1.
+    in a pass, when row counts have to come back from the GPU; `expert_product`: the fraction of gemm_efficiency that
+    products of several experts in one kernel reach. What has no entry by its name counts as 1.
     """
 
     attention_backward: float = 0.8
@@ -94,6 +96,7 @@ class Software:
     async_tp: float = 0.8
     expert_overlap: float = 0.3
     expert_pass_s: float = 3e-4
+    expert_product: float = 1.0
     fp8: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     generation: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     attention: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
@@ -105,12 +108,35 @@ def file_of(name: str) -> Path:
     return FOLDER / f"calibration-{name}.json"
 
 
+def power_share(device: str) -> float:
+    """Part of the peak of products that the power limit sustains, of the A100's: power grows with the cube of the clock
+    (its square is the voltage's), so the clock with the cube root of the watts per peak FLOP/s. At most 1, the A100's
+    own; 1 for what is not in the presets. That products run at their power limit: He, "Strangely, Matrix
+    Multiplications on GPUs Run Faster When Given 'Predictable' Data!", 2024."""
+    def watts_per_flops(name: str) -> float:
+        peaks = PRESETS[name].peak_flops_per_s
+        return LINKS[name].power_w / peaks.get("bfloat16", peaks.get("float16", peaks["float32"]))
+
+    if device not in LINKS or device not in PRESETS:
+        return 1.0
+    share: float = (watts_per_flops(device) / watts_per_flops("a100-80")) ** (1 / 3)
+    return min(1.0, share)
+
+
+def transferred(found: Calibration, device: str) -> Calibration:
+    """The numbers of one GPU for another of its family: products run as fast as that one's power limit lets them."""
+    if found.device == device:
+        return found
+    efficiency = found.gemm_efficiency * (power_share(device) / power_share(found.device))
+    return replace(found, gemm_efficiency=min(0.97, efficiency))
+
+
 def calibration_for(device: str) -> Calibration:
-    """The committed calibration of a device, else of its family, else the defaults above."""
+    """The committed calibration of a device, else of its family (see `transferred`), else the defaults above."""
     for name in (device, FAMILY.get(device, "")):
         path = file_of(name)
         if name and path.is_file():
-            return calibration_from_json(path.read_text())
+            return transferred(calibration_from_json(path.read_text()), device)
     return Calibration(device)
 
 

@@ -10,7 +10,8 @@
     ring   keys and values go round, cp - 1 steps   2 · tokens / cp · kv heads / tp · size · 2 attention
         B  with their gradients                     twice that                                 attention
     Ulysses  four all-to-alls around attention      tokens / cp · width / tp · 2               nothing
-    experts  all-to-all over ep, there and back     rows / (tp · cp) · hidden · 2              a part of the pass
+    experts  all-to-all over ep, there and back     rows / (tp · cp) · hidden · 2              nothing (overlapped:
+                                                                                               a part of the pass)
            all-gather, reduce-scatter over etp      etp times that                             nothing
     ZeRO 3   parameters, before F and before B      parameters / tp · 2                        the layer's own pass
     ZeRO 2, 3  reduce-scatter, every micro-batch    parameters / tp · reduce bytes             the layer's backward
@@ -186,7 +187,7 @@ class LayerTraffic:
         """Rows to their experts and back. Where one copy per node crosses the network, a token's rows go to
         n · (1 - (1 - 1/n)^top-k) of n nodes on average; inside the node they spread over its own links."""
         group = self.placement.group(self.s, "ep")
-        window: Window = "another micro-batch"
+        window: Window = "another micro-batch" if self.t.overlap_experts else "nothing"
         nodes = group.blocks[0]
         if self.t.dispatch == "all-to-all" or nodes < 2 or group.size == nodes or not self.kind.top_k:
             yield from self._one("to experts and back", "all-to-all", "ep", phase, window, size, 2)

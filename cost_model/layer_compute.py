@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .model import LayerKind
+from .model import LayerKind, RecomputeMode, Saved
 from .op_price import Rates
 from .records import OpRecord
-from .strategy import LayerStrategy, StrategyError
+from .strategy import LayerStrategy, StrategyError, Training
 
 Split = Literal["column", "row", "activations", "experts"]
 PRODUCT_KINDS = ("gemm", "conv", "attention")
@@ -67,13 +67,14 @@ class LayerSeconds:
 def layer_seconds(kind: LayerKind, strategy: LayerStrategy, rates: Rates) -> LayerSeconds:
     """Price the operators of one layer. Raises `StrategyError` for experts that the strategy can't divide."""
     check_experts(kind, strategy)
-    fused = rates.training.fusion != "none" and bool(kind.fused_forward)
+    fused = fuses(kind, rates.training) and bool(kind.fused_forward)
     forward_bytes = kind.fused_forward if fused else tuple(r.bytes_moved for r in kind.forward)
     backward_bytes = kind.fused_backward if fused else tuple(r.bytes_moved for r in kind.backward)
     delayed = set(kind.weight_only)
     work = _Divided(kind, strategy, rates)
     # a compiler's backward regions hold what min-cut runs again already
-    again = () if fused and strategy.recompute == "min-cut" else kind.saved[strategy.recompute].recomputed
+    again = () if fused and strategy.recompute == "min-cut" else saved_of(kind, strategy.recompute,
+                                                                          rates.training).recomputed
     backward = list(zip(range(len(kind.backward)), kind.backward, backward_bytes, strict=True))
     return LayerSeconds(
         work.seconds(((i, r, b) for i, (r, b) in enumerate(zip(kind.forward, forward_bytes, strict=True))), False),
@@ -93,8 +94,10 @@ class _Divided:
         self.fp8 = rates.fp8 and kind.vocabulary is None
 
     def seconds(self, operators: Iterable[tuple[int, OpRecord, int]], backward: bool, weights: bool = False) -> Seconds:
-        out = Seconds(dispatch_s=0.0 if self.rates.training.fusion == "compiled" else self.rates.software.eager_op_s)
-        fused = self.rates.training.fusion != "none"
+        t = self.rates.training
+        host = t.fusion != "compiled" and t.cuda_graphs != "step"
+        out = Seconds(dispatch_s=self.rates.software.eager_op_s if host else 0.0)
+        fused = fuses(self.kind, t)
         for index, record, moved_bytes in operators:
             if record.kind not in PRODUCT_KINDS and fused and not moved_bytes:
                 continue  # part of a neighbour's kernel
@@ -102,7 +105,7 @@ class _Divided:
             if record.kind == "attention":
                 out.attention_s += self._attention_s(record, backward)
             elif record.kind in PRODUCT_KINDS:
-                if record.op == "grouped_mm" and not out.host_s:
+                if record.op == "grouped_mm" and not out.host_s and t.cuda_graphs == "none":
                     out.host_s = self.rates.software.expert_pass_s
                 role = self._role(index, record, backward, weights)
                 seconds = self._product_s(record, role, backward, weights)
@@ -164,8 +167,27 @@ class _Divided:
         k_own, n_own = (k, n / etp) if k == hidden else (k / etp, n)
         if weights:
             accumulated_s = self.rates.memory_s(local * k_own * n_own * (2 * self.rates.training.gradient_bytes - 2))
-            return self.rates.product_s(local, k_own, own_rows, n_own, fp8=self.fp8) + accumulated_s
-        return self.rates.product_s(local, own_rows, k_own, n_own, fp8=self.fp8, quantized=local * own_rows * k_own)
+            return self.rates.product_s(local, k_own, own_rows, n_own, fp8=self.fp8, grouped=True) + accumulated_s
+        return self.rates.product_s(local, own_rows, k_own, n_own, fp8=self.fp8, quantized=local * own_rows * k_own,
+                                    grouped=True)
+
+
+def fuses(kind: LayerKind, training: Training) -> bool:
+    """Whether neighbouring element-wise operators of a layer are one kernel."""
+    loss = kind.vocabulary is not None and kind.inputs_chain
+    return training.fusion != "none" or (training.fused_loss and loss)
+
+
+def saved_of(kind: LayerKind, mode: RecomputeMode, training: Training) -> Saved:
+    """What a mode keeps and runs again; of the products that `selective` would keep, every `selective_every`-th runs
+    again, but not the last one, whose result leaves the layer."""
+    saved, every = kind.saved[mode], training.selective_every
+    if mode != "selective" or every == 1:
+        return saved
+    products = [i for i, r in enumerate(kind.forward) if r.kind == "gemm"][:-1]
+    dropped = [i for i in products[every - 1::every] if i not in saved.recomputed]
+    kept = max(0, saved.bytes - sum(kind.forward[i].bytes_written for i in dropped))
+    return Saved(kept, tuple(sorted({*saved.recomputed, *dropped})), min(kept, saved.weight_bytes))
 
 
 def check_experts(kind: LayerKind, strategy: LayerStrategy) -> None:

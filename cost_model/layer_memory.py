@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from .layer_communication import ACTIVATION_BYTES, parameters_per_gpu
-from .layer_compute import PRODUCT_KINDS, splits, width
+from .layer_compute import PRODUCT_KINDS, fuses, saved_of, splits, width
 from .model import LayerKind, Saved
 from .strategy import LayerStrategy, Training
 
@@ -94,8 +94,8 @@ def layer_memory(kind: LayerKind, strategy: LayerStrategy, training: Training, *
 def _saved(kind: LayerKind, strategy: LayerStrategy, training: Training) -> tuple[float, float]:
     """Until B and until W. From B to W the gradients that W reads take the place of what B released."""
     share = strategy.tp * strategy.cp
-    fused = training.fusion != "none" and strategy.recompute == "none"  # fused kernels keep what min-cut keeps
-    saved = kind.saved["min-cut" if fused else strategy.recompute]
+    fused = fuses(kind, training) and strategy.recompute == "none"  # fused kernels keep what min-cut keeps
+    saved = saved_of(kind, "min-cut" if fused else strategy.recompute, training)
     if training.fp8_recipe and training.fusion == "kernels" and kind.vocabulary is None and fused:
         # inputs of products are kept as they were quantised, in half the bytes
         saved = Saved(saved.bytes - saved.weight_bytes // 2, (), saved.weight_bytes // 2)
@@ -108,14 +108,16 @@ def _working_set(kind: LayerKind, strategy: LayerStrategy, training: Training) -
     """Two of the largest gradients of activations (an operator's operand and result), and, while a layer is run again,
     everything that running it saves. A fused loss turns the probabilities that it saved into the gradient of the
     logits: one tensor as large as the widest product's result."""
-    fused = training.fusion != "none" and bool(kind.fused_backward)
+    fused = fuses(kind, training) and bool(kind.fused_backward)
     delayed = set(kind.weight_only)
     if fused:
         sizes = [r.bytes_written / (2 if kind.vocabulary else 1) for r in kind.forward if r.kind in PRODUCT_KINDS]
     else:
         sizes = [float(r.bytes_written) for i, r in enumerate(kind.backward) if i not in delayed]
-    again = max(0, kind.saved["none" if not fused else "min-cut"].bytes - kind.saved[strategy.recompute].bytes
-                ) if strategy.recompute in ("selective", "full") else 0
+    again = 0
+    if strategy.recompute in ("selective", "full"):
+        again = max(0, kind.saved["min-cut" if fused else "none"].bytes
+                    - saved_of(kind, strategy.recompute, training).bytes)
     return (2 * max(sizes, default=0) + again) / (strategy.tp * strategy.cp)
 
 

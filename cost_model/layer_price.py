@@ -26,6 +26,10 @@ from .op_price import Rates
 from .strategy import LayerStrategy, Placement, StrategyError, Training
 
 UPDATE_PASSES = 2  # an optimizer reads and writes its states once, and gradients and parameters as well
+CLEARED, SCALED, NORM = 1, 2, 1
+"""Passes over gradients once a step beside the update: those that are kept are cleared (written) and divided by the
+number of replicas (read, written); the norm for clipping reads what the update reads. Megatron-LM's
+`param_and_grad_buffer.py` and `clip_grads.py` do this, torch's FSDP divides as well."""
 FIXED_CONTEXT_BYTES = 1.2e9  # assumption: driver context, cuBLAS workspaces and communicators of a process
 
 
@@ -97,11 +101,15 @@ def _optimizer_s(kind: LayerKind, strategy: LayerStrategy, training: Training, r
                  owns_tied: bool) -> float:
     """The update moves every state in and out, gradients in, parameters out: limited by memory."""
     count = parameters_per_gpu(kind, strategy, with_tied=owns_tied)
-    dense, experts = count.dense_trainable, count.experts_trainable
+    updated = kept = count.dense_trainable + count.experts_trainable
     if strategy.zero:
-        dense, experts = dense / strategy.shards, experts / strategy.edp
-    per_parameter = UPDATE_PASSES * training.optimizer_bytes + training.gradient_bytes + training.parameter_bytes
-    return rates.memory_s((dense + experts) * per_parameter)
+        updated = count.dense_trainable / strategy.shards + count.experts_trainable / strategy.edp
+    if strategy.zero >= 2:
+        kept = updated
+    per_parameter = (UPDATE_PASSES * training.optimizer_bytes + (1 + NORM) * training.gradient_bytes
+                     + training.parameter_bytes)
+    passes = CLEARED + (SCALED if strategy.dp * strategy.cp > 1 else 0)
+    return rates.memory_s(updated * per_parameter + kept * passes * training.gradient_bytes)
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,11 @@ class Rates:
         """Seconds to move bytes through a GPU's memory."""
         return moved_bytes / (self.device.memory_bandwidth_bytes_per_s * self.calibration.memory_efficiency) * self.slow
 
-    def product_s(self, batch: float, m: float, k: float, n: float, *, fp8: bool = False,
-                  quantized: float = 0.0) -> float:
+    def product_s(self, batch: float, m: float, k: float, n: float, *, fp8: bool = False, quantized: float = 0.0,
+                  grouped: bool = False) -> float:
         """Seconds of `batch` products [m, k] · [k, n]; with `fp8`, quantising `quantized` elements included: forward
         the input, backward the output's gradient; weights are quantised once a step and their gradients find both
-        operands quantised."""
+        operands quantised. `grouped`: one kernel for the products of several experts."""
         c = self.calibration
         element = ELEMENT_BYTES.get(self.training.compute, 2)
         peak = self.device.peak(self.training.compute) * c.gemm_efficiency
@@ -77,6 +77,8 @@ class Rates:
             peak = self.device.peak(self.narrow) * c.gemm_efficiency * reached
             extra_s = self.memory_s(QUANTIZE_BYTES * quantized)
             element = ELEMENT_BYTES[self.narrow]
+        if grouped:
+            peak *= self.software.expert_product
         fill = (1 + c.gemm_depth_knee / max(k, 1)) * (1 + c.gemm_area_knee / max(batch * m * n, 1))
         moved = batch * (m * k * element + m * n * 2 + k * n * element)
         math_s = 2 * batch * m * k * n / peak * fill * self.slow

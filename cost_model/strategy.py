@@ -84,6 +84,7 @@ class LayerStrategy:
 
 Fusion = Literal["none", "kernels", "compiled"]
 Dispatch = Literal["all-to-all", "once per node"]
+CudaGraphs = Literal["none", "router", "step"]
 OptimizerName = Literal["adamw", "adamw-8bit", "adamw-bf16", "sgd", "sgd-momentum"]
 OPTIMIZER_STATE_BYTES: dict[str, float] = {
     "adamw": 8, "adamw-8bit": 2.0625, "adamw-bf16": 4, "sgd": 0, "sgd-momentum": 4}
@@ -100,12 +101,16 @@ class Training:
     `reduce_bytes`, `gather_bytes`: per parameter on the wire in gradient reduction and in gathering. `compute`: dtype
     of products, a torch name; `fp8_recipe` names how operands of the layers' products are scaled to eight bits, or to
     four ("nvfp4").
-    `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled. `attention_kernel`,
-    `software`: names of `calibration.Software`'s coefficients; `software_year`: when the stack was released.
+    `fusion`: element-wise operators as written, in hand-written fused kernels, or compiled; `fused_loss`: the loss is
+    one kernel also where the others are as written. `attention_kernel`, `software`: names of `calibration.Software`'s
+    coefficients; `software_year`: when the stack was released.
     `dispatch`: how rows travel to experts, one copy for each expert, or over the network one for each node (DeepEP;
     DeepSeek-V3's report, arXiv:2412.19437, section 3.2.2). `sequence_parallel` False: tensor parallelism as it was
-    before (all-reduces), of time only. Frozen parameters are the model's own
-    (`ParameterGroup.trainable`).
+    before (all-reduces), of time only. `overlap_experts`: rows travel to experts and back while another micro-batch
+    computes (DeepSeek-V3's DualPipe, Megatron-LM's `overlap_moe_expert_parallel_comm`). `cuda_graphs`: what the host
+    replays instead of launching it: a whole step, or what leads up to sending rows to experts. `selective_every`:
+    selective recomputation runs every so many-th product again (torchtitan's: 2), 1 for none. Frozen parameters are the
+    model's own (`ParameterGroup.trainable`).
     """
 
     optimizer: OptimizerName = "adamw"
@@ -117,6 +122,7 @@ class Training:
     compute: str = "bfloat16"
     fp8_recipe: str = ""
     fusion: Fusion = "compiled"
+    fused_loss: bool = False
     flash_attention: bool = True
     attention_kernel: str = ""
     async_tp: bool = False
@@ -124,12 +130,17 @@ class Training:
     sequence_parallel: bool = True
     overlap_gradients: bool = True
     prefetch_parameters: bool = True
+    overlap_experts: bool = False
+    cuda_graphs: CudaGraphs = "none"
+    selective_every: int = 1
     software: str = ""
     software_year: float = 2026.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZER_STATE_BYTES:
             raise StrategyError(f"optimizer {self.optimizer!r}; expected one of {', '.join(OPTIMIZER_STATE_BYTES)}")
+        if self.selective_every < 1:
+            raise StrategyError(f"selective_every is {self.selective_every}; expected 1 or more")
         for name in ("parameter_bytes", "gradient_bytes", "master_bytes", "reduce_bytes", "gather_bytes"):
             if not 0 <= getattr(self, name) <= 16:
                 raise StrategyError(f"{name} is {getattr(self, name)}; expected 0 to 16 bytes per parameter")

@@ -15,6 +15,7 @@ from meshwright.cost_model.calibration import (
     calibration_from_json,
     committed_software,
     file_of,
+    power_share,
     software_from_json,
 )
 from meshwright.cost_model.cluster import Cluster
@@ -34,6 +35,15 @@ def test_every_committed_file_is_a_device_with_at_most_ten_numbers() -> None:
 def test_a_device_without_a_file_takes_its_family() -> None:
     assert calibration_for("h200") == calibration_for("h100-sxm")
     assert calibration_for("cpu") == Calibration("cpu")
+
+
+def test_a_lower_power_limit_makes_products_slower() -> None:
+    """The same chip at half the watts per peak FLOP/s: the cube root of a half; the A100's own share is the most."""
+    own, card = calibration_for("h100-sxm"), calibration_for("h100-pcie")
+    assert own.gemm_efficiency * (350 / 756.5 / (700 / 989.4)) ** (1 / 3) == pytest.approx(card.gemm_efficiency)
+    assert replace(card, gemm_efficiency=own.gemm_efficiency) == own
+    assert power_share("a100-80") == power_share("v100") == power_share("no such device") == 1
+    assert power_share("b200") < power_share("gb200") < power_share("h100-sxm") < 1
 
 
 def test_software_is_committed_too() -> None:

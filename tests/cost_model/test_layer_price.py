@@ -34,6 +34,7 @@ from .layers import (
     embedding,
     head,
     mixture,
+    pointwise,
     priced,
     transformer,
 )
@@ -191,6 +192,53 @@ def test_rows_travel_to_experts_once_per_node() -> None:
     assert b < a / 2
 
 
+def test_rows_travel_beside_another_micro_batch_where_the_stack_says_so() -> None:
+    alone, beside = (priced(mixture(), "1x8 h100-sxm", ep=8, zero=1, training=Training(overlap_experts=o))
+                     for o in (False, True))
+    one, two = ([c for c in p.collectives if c.axis == "ep"] for p in (alone, beside))
+    assert all(c.exposed_s == c.seconds > 0 for c in one)
+    assert all(c.exposed_s < c.seconds for c in two) and [c.seconds for c in one] == [c.seconds for c in two]
+
+
+def test_recorded_graphs_cost_the_host_nothing() -> None:
+    kind = mixture()
+    eager, router, step = (priced(kind, "1x8 h100-sxm", ep=8, zero=1, training=Training(fusion="none", cuda_graphs=g))
+                           .compute.forward for g in ("none", "router", "step"))
+    assert eager.launch_s - router.launch_s == pytest.approx(SOFTWARE.expert_pass_s)
+    assert step.launch_s == 0 and step.gpu_s == router.gpu_s == eager.gpu_s
+
+
+def test_a_fused_loss_is_of_the_head_alone() -> None:
+    loss = pointwise(SEQ * VOCABULARY)
+    kind = replace(head(), forward=(*head().forward, loss), fused_forward=(head().forward[0].bytes_moved, 0),
+                   backward=head().backward, fused_backward=tuple(r.bytes_moved for r in head().backward))
+    written, fused = (priced(kind, training=Training(fusion="none", fused_loss=f)) for f in (False, True))
+    assert written.compute.forward.memory_s > fused.compute.forward.memory_s == 0
+    layers = [priced(LAYER, training=Training(fusion="none", fused_loss=f)) for f in (False, True)]
+    assert layers[0].integers() == layers[1].integers()
+
+
+def test_selective_recomputation_may_keep_fewer_products() -> None:
+    """Of four products the second one runs again; the last one's result is the layer's."""
+    all_kept, some = (priced(LAYER, recompute="selective", training=Training(selective_every=n)) for n in (1, 2))
+    again = LAYER.forward[3]
+    assert all_kept.memory.saved_bytes - some.memory.saved_bytes == again.bytes_written
+    more = some.compute.again.gemm_s - all_kept.compute.again.gemm_s
+    assert more > 0 == all_kept.compute.again.gemm_s
+    assert priced(LAYER, training=Training(selective_every=2)).integers() == priced(LAYER).integers()
+
+
+def test_a_step_clears_scales_and_measures_gradients() -> None:
+    """Under ZeRO 1 of eight: moments and master copy in and out, parameters out, gradients read for norm and update, of
+    an eighth; all gradients are cleared and divided."""
+    moved = PARAMETERS * ((2 * 12 + 2 * 4 + 2) / 8 + 3 * 4)
+    device = Cluster.parse("1x8 h100-sxm").device
+    expected = moved / (device.memory_bandwidth_bytes_per_s * CALIBRATION.memory_efficiency)
+    assert priced(LAYER, zero=1).optimizer_s == pytest.approx(expected)
+    assert priced(LAYER, zero=2).optimizer_s == pytest.approx(expected * (34 / 8 + 12 / 8) / (34 / 8 + 12))
+    assert priced(LAYER, "1x1 h100-sxm").optimizer_s == pytest.approx(expected * (34 + 4) / (34 / 8 + 12))
+
+
 def test_recomputation_trades_time_for_memory() -> None:
     none, selective, full = (priced(LAYER, recompute=m) for m in ("none", "selective", "full"))
     assert none.memory.saved_bytes > selective.memory.saved_bytes > full.memory.saved_bytes
@@ -254,6 +302,14 @@ def test_fp8_products_are_faster_and_the_head_stays_as_it_was() -> None:
 def test_attention_without_a_fused_kernel_is_slower() -> None:
     fused, written = (priced(LAYER, training=Training(flash_attention=f)) for f in (True, False))
     assert written.compute.forward.attention_s > 2 * fused.compute.forward.attention_s
+
+
+def test_products_of_experts_have_an_efficiency_of_their_own() -> None:
+    half = replace(SOFTWARE, expert_product=0.5)
+    one, two = (price_layer(mixture(16), LayerStrategy(dp=8, ep=8, zero=1), Training(),
+                            Placement(Cluster.parse("1x8 h100-sxm")), CALIBRATION, s).compute for s in (SOFTWARE, half))
+    assert one.forward.gemm_s < two.forward.gemm_s < 2 * one.forward.gemm_s
+    assert one.forward.attention_s == two.forward.attention_s
 
 
 def test_an_eager_host_limits_small_layers() -> None:

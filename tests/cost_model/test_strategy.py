@@ -25,8 +25,9 @@ def test_degrees_follow_from_each_other() -> None:
     assert LayerStrategy(tp=2, dp=4).layout != LayerStrategy(dp=8).layout
 
 
-@pytest.mark.parametrize(("fields", "named"), [({"optimizer": "adamm"}, "adamm"), ({"gradient_bytes": float("nan")},
-                                                                                  "gradient_bytes")])
+@pytest.mark.parametrize(("fields", "named"), [
+    ({"optimizer": "adamm"}, "adamm"), ({"gradient_bytes": float("nan")}, "gradient_bytes"),
+    ({"selective_every": 0}, "selective_every")])
 def test_a_training_that_cannot_be_is_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(StrategyError, match=named):
         Training(**fields)
