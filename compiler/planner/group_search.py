@@ -18,7 +18,7 @@ from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
 from .pricing import Choice, GroupTables, Pricer, Relaxed
 from .problem import Outer, Plan, Problem
-from .search import Found, NothingFits, Outcome, search_below
+from .search import Found, NothingFits, Outcome, search_below, simplest
 from .space import Group
 
 WITHIN = 0.0075  # a plan this close to every open bound ends the search
@@ -151,6 +151,7 @@ class GroupSearch:
         problem = self.problem([t.outer for t in tuples])
         if plan is None:
             return Searched(problem, tuple(tuples), NothingFits(tuple(outcomes), self.exact))
+        plan = simplest(problem, plan, evaluate(problem, plan).step_ns)
         evaluation: Evaluation = evaluate(problem, plan)
         return Searched(problem, tuple(tuples), Found(plan, evaluation, tuple(outcomes), self.exact))
 

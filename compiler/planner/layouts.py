@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from .bound import Bound, Weights
+from .bound import Bound
 from .fronts import Fronts
+from .knapsack import Weights
 from .large import Large
 from .problem import Plan
 from .tables import Tables
@@ -74,8 +75,8 @@ def _wider(tables: Tables, bound: Bound, chosen: int, layouts: list[int]) -> lis
     for kind in range(len(tables.outer.options)):
         own = _in_layout(tables, kind, chosen)
         if counts[kind] < p or counts[kind] * 4 < len(tables.problem.layers) or not own:
-            cost = bound.costs(kind, Weights(m, m, m, 1))
-            least = {layout: min((int(cost[i]) for i in _in_layout(tables, kind, layout)), default=math.inf)
+            cost = bound.knapsack.costs(kind, Weights(m, m, m, 1))
+            least = {layout: min((cost[i] for i in _in_layout(tables, kind, layout)), default=math.inf)
                      for layout in layouts}
             near = sorted(least, key=lambda layout: (least[layout], layout))[:MOST_OTHER]
             own = own.union(*(_in_layout(tables, kind, layout) for layout in near))
