@@ -106,7 +106,8 @@ class _Walk:
     def step(self, t: int) -> None:
         """Runs step t on every stage that still has, or already has, something to do in it: stages side by side."""
         end, p, last = self.end, self.stages, self.count - 1
-        low, high = max(0, t - last), min(p, t + 1)
+        first = self.forward_start[0]
+        low, high = max(0, t - last - first), min(p, t - first + 1)
         if low < high:
             transfers, durations = self.forward_rows[t % self.round]
             before = [self.forward[low - 1], *self.forward[low:high - 1]]
@@ -116,7 +117,7 @@ class _Walk:
         transfers, durations = self.backward_rows[t % self.round]
         if self.lockstep:
             backward = self.backward
-            if p - 1 <= t <= p - 1 + last:
+            if self.backward_start[0] <= t <= self.backward_start[0] + last:
                 arrived = _NEVER
                 for s in range(p - 1, -1, -1):
                     start = arrived + transfers[s]

@@ -68,7 +68,7 @@ class Interleaved:
     def reaches(self, limit: int, level: int) -> bool:
         """Every stage has v parts of `low` layers and some one more: how many more can all stages together hold?"""
         held = 0
-        for stage in range(self.p):
+        for stage in sorted(range(self.p), key=lambda s: s not in (0, self.p - 1)):  # the fullest, and the one reached last
             most = None
             for n, path in enumerate(self._by_longer(stage, level)):
                 if path is not None:

@@ -21,6 +21,7 @@ from .tables import STATIC, TRANSIENT, UNTIL_B, UNTIL_W, Ints, staircase
 
 SLACKS = (0.0005, 0.002, 0.01, 0.05)  # how far above the bound cuts are looked for
 WORTH_IMPROVING = 0.05  # moves of single layers gain less
+MOST_MOVES = 100  # plans priced for that
 SHARES = (0.5, 0.0, 1.0, 0.25, 0.75)  # where in their windows
 MOST_ROWS = 128  # per chunk of a stage, and of sums over several chunks
 Ends = tuple[int, ...]
@@ -86,9 +87,11 @@ class Large:
         return evaluate(self.problem, plan).step_ns, plan
 
     def _improved(self, ends: Ends, found: tuple[int, Plan]) -> tuple[int, Plan]:
+        left = MOST_MOVES
         for _ in range(4 * self.outer.parts):
             for moved in self._moves(ends):
-                other = self.plan(moved)
+                left -= 1
+                other = self.plan(moved) if left >= 0 else None
                 if other is not None and other[0] < found[0]:
                     ends, found = moved, other
                     break
