@@ -68,8 +68,12 @@ class Bound:
 
     def _prefix(self, *columns: int) -> list[int]:
         """The least sums of these columns over the first layers, none, one, two, …"""
-        least = [min((sum(row[c] for c in columns) for row in rows), default=0) for rows in self.tables.rows]
+        least = self.least_of(*columns)
         return list(accumulate((least[kind] for kind in self.layers), initial=0))
+
+    def least_of(self, *columns: int) -> list[int]:
+        """The least sum of these columns, by kind."""
+        return [min((sum(row[c] for c in columns) for row in rows), default=0) for rows in self.tables.rows]
 
     def quick(self) -> int:
         """A bound in no time, without memory: the busiest stage has at least the mean of the work."""

@@ -19,9 +19,9 @@ from functools import lru_cache
 from itertools import accumulate, product
 from typing import TYPE_CHECKING, NamedTuple
 
-from .knapsack import FREE, INFINITE, Pool, Weights
+from .knapsack import INFINITE, Pool, Weights
 from .problem import part_sizes
-from .tables import BACKWARD, FORWARD
+from .tables import TAIL
 
 if TYPE_CHECKING:
     from .bound import Bound
@@ -62,6 +62,8 @@ class Interleaved:
         self.low, _ = part_sizes(bound.count, outer)
         self.longer = bound.count - self.low * outer.parts
         self.chunks = contents(bound.layers, self.p, self.v)
+        tails = bound.least_of(TAIL)
+        self.first_tail = sum(n * tails[kind] for chunk in self.chunks[0] for kind, n in chunk.least)
         self._found: dict[tuple[int, int], list[int | None]] = {}  # by stage and level: with 0, 1, … longer parts
         self._others: dict[int, tuple[list[int], list[int]]] = {}
 
@@ -148,7 +150,7 @@ class Interleaved:
     def _before(self, s: int) -> tuple[int, int, int]:
         """Forwards of the first chunks of the stages before s, their forwards and backwards, and stage 0's tail."""
         start = s * self.low
-        return self.bound.forward[start], self.bound.turn[start], self.bound.tail[1]
+        return self.bound.forward[start], self.bound.turn[start], self.first_tail
 
     def _around(self, level: int) -> tuple[list[int], list[int]]:
         """What one micro-batch takes there and back on every stage: in all of its chunks, and in all but the last."""
