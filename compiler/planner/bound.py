@@ -34,14 +34,20 @@ Content = tuple[tuple[tuple[int, int], ...], ...]  # per chunk: (kind, layers) p
 
 
 class _Path(NamedTuple):
-    """A path through stage s of v = 1. Before s: forwards, and with `returns` backwards; after s: `loops` times there
-    and back; `sends_ns` for all transfers; on s itself `weights`; `ends_first`: stage 0's tail."""
+    """A path through stage s of v = 1. Before s: forwards, and with `returns` backwards and what stage 0 then has left;
+    after s: `loops` times there and back; `sends_ns` for all transfers; on s itself `weights`."""
 
     returns: bool
     loops: int
     sends_ns: int
     weights: Weights
-    ends_first: bool
+
+
+class _Before(NamedTuple):
+    """The least time there and back through the first `layers` layers, with what stage 0 has left at the end."""
+
+    layers: int
+    least_ns: int
 
 
 class Bound:
@@ -55,13 +61,14 @@ class Bound:
             return
         self.knapsack = Knapsack(self.tables)
         self.forward, self.turn = self._prefix(FORWARD), self._prefix(FORWARD, BACKWARD)
-        self.tail = self._prefix(WEIGHT, TAIL)  # W is 0 where the backward is not split
+        self.ends_first = self._prefix(FORWARD, BACKWARD, WEIGHT, TAIL)  # W is 0 where the backward is not split
         self.work = self._prefix(FORWARD, BACKWARD, WEIGHT)[-1]
         self.send_forward = min(t.forward_ns for row in outer.transfer for t in row)
         self.send_turn = min(t.forward_ns + t.backward_ns for row in outer.transfer for t in row)
         self.kinds = tuple(dict.fromkeys(self.layers))
         self.before = {kind: list(accumulate((int(kind == own) for own in self.layers), initial=0))
                        for kind in self.kinds}
+        self._prefixes: dict[tuple[int, int, int], int] = {}
         self._fullest: dict[int, Held] = {}
         self._stage_paths: dict[int, tuple[_Path, ...]] = {}
         self._interleaved = Interleaved(self) if outer.v > 1 else None
@@ -89,7 +96,7 @@ class Bound:
         starts = self._starts(limit, level)
         if starts[0] > 0:
             return False
-        return self.outer.p == 1 or self._ends(limit, self.tail[max(1, starts[1])], level)[-1] == self.count
+        return self.outer.p == 1 or self._ends(limit, self._befores(starts, level), level)[-1] == self.count
 
     def lower_bound(self, below: int = INFINITE, relative: float = 1e-4, known: int = 0) -> int:
         """No plan of the tuple takes less time than this or `below`, whichever is smaller. Bisection starts from a
@@ -124,38 +131,60 @@ class Bound:
 
     def windows(self, limit: int) -> tuple[list[int], list[int]]:
         """Where each stage (v = 1) may start in a plan of at most `limit` ns: first and last layer."""
-        return self._starts(limit, WHOLE), self._ends(limit, self.tail[1], WHOLE)
+        starts = self._starts(limit, WHOLE)
+        return starts, self._ends(limit, self._befores(starts, WHOLE), WHOLE)
 
-    def _ends(self, limit: int, tail: int, level: int) -> list[int]:
-        """The most layers that stages 0 to s take together, each within the limit. `tail` is stage 0's at least."""
+    def _befores(self, starts: Sequence[int], level: int) -> list[_Before]:
+        """What a micro-batch takes there and back before each stage, where at least `starts[s]` layers lie, and on
+        stage 0 what is left after its last B. Together these stages have so many times the capacity."""
+        own = max(1, starts[1]) if self.outer.p > 1 else 1
+        found = [_Before(0, 0)]
+        for s in range(1, self.outer.p):
+            least = self.ends_first[own] + self.turn[max(own, starts[s])] - self.turn[own]
+            if level > FREE:
+                least = max(least, self._together(s, own, max(own, starts[s])))
+            found.append(_Before(max(own, starts[s]), least))
+        return found
+
+    def _together(self, s: int, own: int, end: int) -> int:
+        key = s, own, end
+        if key not in self._prefixes:
+            held, tail = self.fullest(s - 1), Weights(1, 1, int(self.outer.order.splits_backward), 1)
+            until_w = min(self.fullest(r).until_w[0] for r in range(s))
+            pools = tuple(Pool(kind, held.until_b[0], until_w, weights, n)
+                          for a, b, weights in ((0, own, tail), (own, end, Weights(1, 1, 0, 0)))
+                          for kind in self.kinds if (n := self.before[kind][b] - self.before[kind][a]))
+            self._prefixes[key] = self.knapsack.shared(pools, s)
+        return self._prefixes[key]
+
+    def _ends(self, limit: int, before: Sequence[_Before], level: int) -> list[int]:
+        """The most layers that stages 0 to s take together, each within the limit."""
         ends, p = [0], self.outer.p
         for stage in range(p):
             start, most = ends[-1], self.count - (p - 1 - stage)
             guess = start + (ends[-1] - ends[-2] if stage > 1 else max(1, self.count // p))
-            ends.append(_last_true(partial(self._takes, stage, start, tail, limit, level), start, most, guess))
+            ends.append(_last_true(partial(self._takes, stage, start, before[stage], limit, level), start, most, guess))
         return ends
 
     def _starts(self, limit: int, level: int) -> list[int]:
         """The fewest layers that stages 0 to s-1 must have taken for the others to stay within the limit."""
-        starts, p, tail = [self.count], self.outer.p, self.tail[1]
+        starts, p, least = [self.count], self.outer.p, _Before(1, self.ends_first[1])
         for stage in reversed(range(p)):
             end = starts[-1]
-            starts.append(end - _last_true(partial(self._ends_with, stage, end, tail, limit, level), 0,
+            starts.append(end - _last_true(partial(self._ends_with, stage, end, least, limit, level), 0,
                                            max(0, end - stage), max(1, self.count // p)))
         return starts[::-1]
 
-    def _ends_with(self, stage: int, end: int, tail: int, limit: int, level: int, layers: int) -> bool:
-        return self._takes(stage, end - layers, tail, limit, level, end)
+    def _ends_with(self, stage: int, end: int, before: _Before, limit: int, level: int, layers: int) -> bool:
+        return self._takes(stage, end - layers, before, limit, level, end)
 
-    def _takes(self, s: int, i: int, tail: int, limit: int, level: int, j: int) -> bool:
-        """Whether f_s(i, j), the longest of the paths, is within the limit. `tail` is what stage 0 has left after its
-        last B."""
+    def _takes(self, s: int, i: int, before: _Before, limit: int, level: int, j: int) -> bool:
+        """Whether f_s(i, j), the longest of the paths, is within the limit."""
         own = [(kind, n) for kind in self.kinds if (n := self.before[kind][j] - self.before[kind][i])]
         after = self.turn[-1] - self.turn[j]
+        returned = before.least_ns + max(0, self.turn[i] - self.turn[before.layers]) if s else 0
         for path in self._paths(s):
-            left = limit - path.sends_ns - (self.turn[i] if path.returns else self.forward[i]) - path.loops * after
-            if path.ends_first:
-                left -= tail
+            left = limit - path.sends_ns - (returned if path.returns else self.forward[i]) - path.loops * after
             if left < 0 or self._busy(s, own, path.weights, level) > left:
                 return False
         return True
@@ -173,18 +202,20 @@ class Bound:
     def _found_paths(self, s: int) -> list[_Path]:
         p, m, split = self.outer.p, self.outer.m, self.outer.order.splits_backward
         there, back, after = s * self.send_forward, s * self.send_turn, (p - 1 - s) * self.send_turn
+        ends = int(s == 0)  # with its tail
         if self.outer.schedule == "gpipe":
-            return [_Path(False, 1, there + after, Weights(m, m, 0, 1), False),
-                    _Path(True, 1, back + after, Weights(m, m, 0, 0), True)]
+            return [_Path(False, 1, there + after, Weights(m, m, 0, 1)),
+                    _Path(True, 1, back + after, Weights(m, m, 0, ends))]
         before_last = max(0, m - s - 1) if split else 0  # weight gradients that precede the last B
-        found = [_Path(False, 0, there, Weights(m, m, m if split else 0, 1), False),
-                 _Path(True, 0, back, Weights(m, m, before_last, 0), True)]
+        found = [_Path(False, 0, there, Weights(m, m, m if split else 0, 1))]
+        if s:
+            found.append(_Path(True, 0, back, Weights(m, m, before_last, 0)))
         ahead = p - s  # micro-batches that s starts before it has one back
         for loops in sorted({1, (m - 1) // ahead + 1}) if s < p - 1 else ():
             started = (loops - 1) * ahead  # the micro-batch of the last loop
             found.append(_Path(True, loops, back + loops * after, Weights(
                 loops + max(0, m - loops * ahead), loops + m - 1 - started,
-                max(0, m - 1 - max(s, started)) if split else 0, 0), True))
+                max(0, m - 1 - max(s, started)) + ends if split else 0, ends)))
         return found
 
     def fullest(self, stage: int) -> Held:

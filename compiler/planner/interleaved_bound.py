@@ -134,8 +134,9 @@ class Interleaved:
         b = back + s * bound.send_turn + tail + self._least(content, [Weights(m, m, 0, 0)] * self.v, level)
         some = [Weights(m - p + 1, m - p + 1, 0, 0)] * last + [Weights(m, m, 0, 0)]
         above, below = self._around(level)
-        d = sum(above[:s]) + sum(below[s + 1:]) + (last * p + s) * bound.send_turn + tail + self._least(
-            content, some, level)
+        if s == 0:
+            some = [w._replace(tail=1) for w in some]
+        d = sum(above[:s]) + sum(below[s + 1:]) + (last * p + s) * bound.send_turn + self._least(content, some, level)
         return max(a, b, d)
 
     def _least(self, content: list[tuple[int, Counts, tuple[int, int]]], weights: Sequence[Weights],
@@ -153,11 +154,13 @@ class Interleaved:
         return self.bound.forward[start], self.bound.turn[start], self.first_tail
 
     def _around(self, level: int) -> tuple[list[int], list[int]]:
-        """What one micro-batch takes there and back on every stage: in all of its chunks, and in all but the last."""
+        """What one micro-batch takes there and back on every stage: in all of its chunks (on stage 0, where it ends,
+        with the tail), and in all but the last."""
         if level not in self._others:
-            once, never = Weights(1, 1, 0, 0), Weights(0, 0, 0, 0)
+            never = Weights(0, 0, 0, 0)
             found: tuple[list[int], list[int]] = [], []
             for s in range(self.p):
+                once = Weights(1, 1, 0, int(s == 0))
                 held = self.bound.fullest(s)
                 content = [(c, self.chunks[s][c].least, (held.until_b[c], held.until_w[c])) for c in range(self.v)]
                 for own, weights in zip(found, ([once] * self.v, [once] * (self.v - 1) + [never]), strict=True):

@@ -132,6 +132,20 @@ class Knapsack:
         most = [self._transients(of, ids)[-1] for of, ids, _ in own]
         return self._together(own, most, self.capacity, LINEAR)
 
+    def shared(self, pools: tuple[Pool, ...], stages: int) -> int:
+        """The least time of layers that so many stages share out in any way, layers divisible, families free."""
+        parts: list[tuple[_Of, tuple[int, ...] | None, int]] = [(_Of(*pool[:4]), None, pool.layers) for pool in pools]
+        if not parts:
+            return 0
+        cheapest = [(self.cheapest(of, None), n) for of, _, n in parts]
+        transients = [self._transients(of, None) for of, _, _ in parts]
+        room = stages * (self.capacity - min(own[0] for own in transients))
+        free = sum(n * c.cost for c, n in cheapest)
+        if sum(n * c.memory for c, n in cheapest) <= room:
+            return free
+        best = self._together(parts, [own[-1] for own in transients], room, LINEAR)
+        return INFINITE if best == math.inf else max(free, math.ceil(best * (1 - 1e-12) - 1e-6))
+
     # -- options of a pool --------------------------------------------------------------------------
     def choices(self, of: _Of) -> tuple[_Choice, ...]:
         """All options, in the tables' order."""

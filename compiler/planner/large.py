@@ -52,7 +52,7 @@ class Large:
         self.fronts, self.bound, self.index = fronts, bound, index
         self.tables, self.outer = fronts.tables, fronts.tables.outer
         self.problem, self.layers = fronts.tables.problem, fronts.tables.problem.layers
-        self._choices: dict[tuple[int, tuple[tuple[int, ...], ...]], tuple[Choice, ...]] = {}
+        self._choices: dict[tuple[int, tuple[tuple[int, ...], ...], int], tuple[Choice, ...]] = {}
 
     def best(self, lower: int, below: int) -> tuple[int, Plan] | None:
         """The best of all starts, improved by moves."""
@@ -77,14 +77,26 @@ class Large:
         step_ns, plan = self._improved(best[1].ends, found)
         return (step_ns, plan) if step_ns < below else None
 
-    def plan(self, ends: Ends) -> tuple[int, Plan] | None:
-        """J and plan of the stages' best choices under these cuts; None where a stage does not fit."""
-        choices = self._chosen(ends)
+    def plan(self, ends: Ends, first: int | None = None) -> tuple[int, Plan] | None:
+        """J and plan of the stages' best choices under these cuts; None where a stage does not fit. `first`: how often
+        operations of stage 0 count beside its tail."""
+        choices = self._chosen(ends, first)
         if choices is None:
             return None
         parts = [choices[part % self.outer.p].options[part // self.outer.p] for part in range(self.outer.parts)]
         plan = Plan(outer=self.index, ends=ends, options=tuple(o for part in parts for o in part))
         return evaluate(self.problem, plan).step_ns, plan
+
+    def _with_less_tail(self, ends: Ends, found: tuple[int, Plan]) -> tuple[int, Plan]:
+        """Backwards end on stage 0, whose tail is then on most paths: where it has time to spare, options that take
+        longer in every micro-batch may end the step sooner."""
+        times = self.outer.m
+        while self.outer.p > 1 and times > 1:
+            times //= 2
+            other = self.plan(ends, times)
+            if other is not None and other[0] < found[0]:
+                found = other
+        return found
 
     def _improved(self, ends: Ends, found: tuple[int, Plan]) -> tuple[int, Plan]:
         left = MOST_MOVES
@@ -97,7 +109,7 @@ class Large:
                     break
             else:
                 break
-        return found
+        return self._with_less_tail(ends, found)
 
     # -- cuts -----------------------------------------------------------------------------------------
     def _starts(self, lower: int) -> Iterator[Ends]:
@@ -150,10 +162,11 @@ class Large:
                             yield tuple(np.cumsum(moved).tolist())
 
     # -- stages ---------------------------------------------------------------------------------------
-    def _chosen(self, ends: Ends) -> list[Choice] | None:
+    def _chosen(self, ends: Ends, first: int | None = None) -> list[Choice] | None:
         """A choice per stage. Layouts at the cuts: the least sum of busy times and transfers, stage by stage."""
         spans, p = list(pairwise((0, *ends))), self.outer.p
-        options = [self.choices(s, tuple(self.layers[a:b] for a, b in spans[s::p])) for s in range(p)]
+        options = [self.choices(s, tuple(self.layers[a:b] for a, b in spans[s::p]),
+                                first if first and s == 0 else self.outer.m) for s in range(p)]
         if not all(options):
             return None
         if self.outer.v > 1:
@@ -171,23 +184,23 @@ class Large:
             reached = following
         return min(reached.values(), key=lambda one: one[:2])[2]
 
-    def choices(self, stage: int, kinds: tuple[tuple[int, ...], ...]) -> tuple[Choice, ...]:
+    def choices(self, stage: int, kinds: tuple[tuple[int, ...], ...], times: int) -> tuple[Choice, ...]:
         """The least busy time of a stage by its boundary layouts; none when nothing fits."""
-        if (stage, kinds) not in self._choices:
-            self._choices[stage, kinds] = tuple(self._least(stage, kinds))
-        return self._choices[stage, kinds]
+        if (stage, kinds, times) not in self._choices:
+            self._choices[stage, kinds, times] = tuple(self._least(stage, kinds, times))
+        return self._choices[stage, kinds, times]
 
-    def _least(self, stage: int, kinds: tuple[tuple[int, ...], ...]) -> Iterator[Choice]:
+    def _least(self, stage: int, kinds: tuple[tuple[int, ...], ...], times: int) -> Iterator[Choice]:
         states: dict[tuple[tuple[tuple[int, int], ...], Families], _Rows] = {((), ()): self._empty(stage)}
         for chunk, own in enumerate(kinds):
             following: dict[tuple[tuple[tuple[int, int], ...], Families], _Rows] = {}
             for (layouts, families), rows in states.items():
-                for key, front in self.fronts.chain(own, Place(stage, chunk)).items():
+                for key, front in self.fronts.chain(own, Place(stage, chunk, times)).items():
                     joint = together(families, key.families)
                     if joint is not None:
                         new = (*layouts, (key.first, key.last)), joint if chunk + 1 < len(kinds) else ()
                         some = _spread(len(front.costs)) if len(kinds) > 1 else slice(None)
-                        joined = self._joined(stage, chunk, rows, front.costs[some], front.nodes[some])
+                        joined = self._joined(Place(stage, chunk, times), rows, front.costs[some], front.nodes[some])
                         following[new] = self._thin(_stack(following[new], joined) if new in following else joined)
             states = following
         for (layouts, _), rows in states.items():
@@ -202,12 +215,12 @@ class Large:
         return _Rows(zero, zero, zero, np.zeros((1, len(self.tables.held(stage))), np.int64),
                      np.zeros((1, 0), np.int64))
 
-    def _joined(self, stage: int, chunk: int, rows: _Rows, costs: Ints, nodes: Ints) -> _Rows:
+    def _joined(self, place: Place, rows: _Rows, costs: Ints, nodes: Ints) -> _Rows:
         a, b = (index.ravel() for index in np.indices((len(rows.busy), len(costs))))
-        moments = np.stack([held.until_b[chunk] * costs[:, UNTIL_B] + held.until_w[chunk] * costs[:, UNTIL_W]
-                            for held in self.tables.held(stage)], axis=1)
+        moments = np.stack([held.until_b[place.chunk] * costs[:, UNTIL_B] + held.until_w[place.chunk] * costs[:, UNTIL_W]
+                            for held in self.tables.held(place.stage)], axis=1)
         return _Rows(rows.static[a] + costs[b, STATIC], np.maximum(rows.transient[a], costs[b, TRANSIENT]),
-                     rows.busy[a] + busy_ns(costs, self.outer.m)[b], rows.moments[a] + moments[b],
+                     rows.busy[a] + busy_ns(costs, place.times)[b], rows.moments[a] + moments[b],
                      np.hstack([rows.nodes[a], nodes[b, None]]))
 
     def _thin(self, rows: _Rows) -> _Rows:
