@@ -19,6 +19,7 @@ from .problem import Plan
 from .tables import Tables
 
 MOST_LAYOUTS = 12
+BUBBLE = 0.6  # at least so much of 1F1B's bubble is left in every schedule
 MOST_UNEVEN = 3  # layouts tried with others for rarer kinds where none fits alone
 MOST_OTHER = 4  # layouts of a rarer kind, besides the one of most layers
 
@@ -34,8 +35,10 @@ def best_of_layouts(tables: Tables, bound: Bound, index: int, lower: int, below:
         return Large(Fronts(tables), bound, index).best(lower, below)
     best: Best = None
     chosen = None
+    outer = tables.outer
+    filling = 1 + BUBBLE * (outer.p - 1) / (outer.m * outer.v)
     for layout in layouts[:MOST_LAYOUTS]:
-        if costs[layout] > below:
+        if costs[layout] * filling > below:
             break  # its mean stage alone is busier
         own = [_in_layout(tables, kind, layout) or everything[kind] for kind in range(len(everything))]
         found = Large(Fronts(tables, allowed=own), bound, index).best(lower, below)

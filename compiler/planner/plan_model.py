@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,7 @@ class NothingToSearchError(InvalidInputError):
 @dataclass(frozen=True)
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
-    one can't be divided. Raises `InvalidInputError`."""
+    one can't be divided. `time_limit_s`: of search; then the best plan so far is taken. Raises `InvalidInputError`."""
 
     model: str
     cluster: str
@@ -51,6 +52,7 @@ class Request:
     pad_batch: bool = False
     objective: schema.Objective = "throughput"
     within: float = WITHIN
+    time_limit_s: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("seq", "global_batch"):
@@ -59,6 +61,8 @@ class Request:
                 raise InvalidInputError(f"{name} {value!r}", expected="a whole number of at least 1")
         if not 1 <= self.imbalance <= 1000:
             raise InvalidInputError(f"imbalance {self.imbalance:g}", expected="1 to 1000")
+        if not self.time_limit_s > 0:  # refuses NaN too
+            raise InvalidInputError(f"a time limit of {self.time_limit_s:g} seconds", expected="seconds above 0")
         price = self.price_usd_per_gpu_hour
         if price is not None and not 0 <= price < 1e6:
             raise InvalidInputError(f"a GPU price of {price:g} USD an hour", expected="0 or more")
@@ -134,7 +138,8 @@ class Planner:
         """Raises `NothingToSearchError` when the pins leave nothing."""
         if not any(True for _ in self.space.groups()):
             raise NothingToSearchError(self._empty(), do="Change a pin, the batch, or use --pad-batch.")
-        found = GroupSearch(self.pricer, mixing=self.request.mixing, within=self.request.within).run()
+        found = GroupSearch(self.pricer, mixing=self.request.mixing, within=self.request.within,
+                            time_limit_s=self.request.time_limit_s).run()
         if not found.problem.outers:
             raise NothingToSearchError("no schedule is left with these pins and bans")
         return found
