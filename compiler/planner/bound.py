@@ -86,9 +86,9 @@ class Bound:
         """A bound in no time, without memory: the busiest stage has at least the mean of the work."""
         return -(-self.outer.m * self.work // self.outer.p) if self.open else INFINITE
 
-    def reaches(self, limit: int) -> bool:
-        """Whether a plan of at most `limit` ns may exist; False proves that there is none."""
-        return self.open and all(self._reaches(limit, level) for level in LEVELS)
+    def reaches(self, limit: int, last: int = WHOLE) -> bool:
+        """Whether a plan of at most `limit` ns may exist; False proves that there is none. `last`: the finest level."""
+        return self.open and all(self._reaches(limit, level) for level in LEVELS if level <= last)
 
     def _reaches(self, limit: int, level: int) -> bool:
         if self._interleaved is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
+from .knapsack import LINEAR
 from .pricing import Choice, GroupTables, Pricer, Relaxed
 from .problem import Outer, Plan, Problem
 from .search import Found, NothingFits, Outcome, search_below, simplest
@@ -132,10 +133,11 @@ class GroupSearch:
         self.outcomes[group] = [outcomes[i] for i in range(len(outers))]
 
     def _bound(self, outer: Outer) -> int:
-        """`_enough` or more where relaxed tables close the tuple, else some bound below it."""
+        """`_enough` or more where relaxed tables close the tuple, else some bound below it. With an option or two of
+        each family, whole layers and their transients hardly matter."""
         bound = Bound(self.problem([outer]), outer)
         quick, enough = bound.quick(), self._enough
-        return quick if quick >= enough or bound.reaches(enough - 1) else enough
+        return quick if quick >= enough or bound.reaches(enough - 1, LINEAR) else enough
 
     def _closed(self, index: int, lower: int) -> Outcome:
         if lower >= INFINITE:

@@ -19,9 +19,9 @@ from functools import lru_cache
 from itertools import accumulate, product
 from typing import TYPE_CHECKING, NamedTuple
 
-from .knapsack import INFINITE, Pool, Weights
+from .knapsack import FREE, INFINITE, Pool, Weights
 from .problem import part_sizes
-from .tables import TAIL
+from .tables import BACKWARD, FORWARD, TAIL
 
 if TYPE_CHECKING:
     from .bound import Bound
@@ -66,6 +66,9 @@ class Interleaved:
         self.first_tail = sum(n * tails[kind] for chunk in self.chunks[0] for kind, n in chunk.least)
         self._found: dict[tuple[int, int], list[int | None]] = {}  # by stage and level: with 0, 1, … longer parts
         self._others: dict[int, tuple[list[int], list[int]]] = {}
+        self._missing: dict[int, dict[int, int]] = {}
+        self._once = bound.least_of(FORWARD, BACKWARD)
+        self._costs: dict[tuple[int, Weights], int] = {}
 
     def reaches(self, limit: int, level: int) -> bool:
         """Every stage has v parts of `low` layers and some one more: how many more can all stages together hold?"""
@@ -87,10 +90,11 @@ class Interleaved:
         found = self._found.setdefault((stage, level), [])
         for n in range(min(self.v, self.longer) + 1):
             if n == len(found):
-                found.append(min((self._path(stage, pools, level) for pools in self._pools(stage, n)), default=None))
+                found.append(min((self._path(stage, pools, level) for pools in self._pools(stage, n, level)),
+                                 default=None))
             yield found[n]
 
-    def _pools(self, stage: int, n: int) -> Iterator[list[tuple[int, Counts, tuple[int, int]]]]:
+    def _pools(self, stage: int, n: int, level: int) -> Iterator[list[tuple[int, Counts, tuple[int, int]]]]:
         """(chunk, layers, micro-batches held until B and until W): what the stage may contain with n longer parts. Of
         chunks that contain as much, the first ones are longer where they hold as much; where that leaves too many
         choices, the layers more count as if they were held by the chunk that holds least."""
@@ -98,7 +102,7 @@ class Interleaved:
         hold = list(zip(held.until_b, held.until_w, strict=True))
         alike: dict[object, list[int]] = {}
         for chunk, content in enumerate(own):
-            alike.setdefault((content, hold[chunk]), []).append(chunk)
+            alike.setdefault((content, hold[chunk] if level > FREE else ()), []).append(chunk)
         choices = list(_shares(n, [(len(g), own[g[0]].shorter is not None, own[g[0]].longer is not None)
                                    for g in alike.values()], MOST_CHOICES))
         if len(choices) <= MOST_CHOICES:
@@ -137,10 +141,42 @@ class Interleaved:
         if s == 0:
             some = [w._replace(tail=1) for w in some]
         d = sum(above[:s]) + sum(below[s + 1:]) + (last * p + s) * bound.send_turn + self._least(content, some, level)
+        missing = dict(self._not_counted(s))
+        for _, own, _ in content:
+            for kind, n in own:
+                missing[kind] -= n
+        d += sum(n * self._once[kind] for kind, n in missing.items() if n > 0)
         return max(a, b, d)
+
+    def _not_counted(self, s: int) -> dict[int, int]:
+        """Layers that d passes, by kind, without those that `_around` counts on other stages: with longer parts these
+        are the fewest that may be there, and d passes all layers up to the last chunk of s."""
+        if s not in self._missing:
+            part = (self.v - 1) * self.p + s + 1
+            end = part * self.low + max(0, self.longer - (self.outer.parts - part))
+            found = {kind: counts[end] for kind, counts in self.bound.before.items()}
+            for r in range(self.p):
+                for chunk in self.chunks[r][:self.v - int(r > s)] if r != s else ():
+                    for kind, n in chunk.least:
+                        found[kind] -= n
+            self._missing[s] = found
+        return self._missing[s]
+
+    def _free(self, content: list[tuple[int, Counts, tuple[int, int]]], weights: Sequence[Weights]) -> int:
+        total = 0
+        for chunk, own, _ in content:
+            for kind, n in own:
+                key = kind, weights[chunk]
+                cost = self._costs.get(key)
+                if cost is None:
+                    cost = self._costs[key] = min(self.bound.knapsack.costs(*key))
+                total += n * cost
+        return total
 
     def _least(self, content: list[tuple[int, Counts, tuple[int, int]]], weights: Sequence[Weights],
                level: int) -> int:
+        if level == FREE:
+            return self._free(content, weights)
         found: dict[tuple[int, int, int, Weights], int] = {}
         for chunk, own, (until_b, until_w) in content:
             for kind, n in own:

@@ -21,7 +21,8 @@ from .tables import STATIC, TRANSIENT, UNTIL_B, UNTIL_W, Ints, staircase
 
 SLACKS = (0.0005, 0.002, 0.01, 0.05)  # how far above the bound cuts are looked for
 WORTH_IMPROVING = 0.05  # moves of single layers gain less
-MOST_MOVES = 100  # plans priced for that
+MOST_MOVES = 40  # plans priced for that
+NEAR = 0.0005  # a plan so close to the bound of its tuple is not improved
 SHARES = (0.5, 0.0, 1.0, 0.25, 0.75)  # where in their windows
 MOST_ROWS = 128  # per chunk of a stage, and of sums over several chunks
 Ends = tuple[int, ...]
@@ -66,15 +67,15 @@ class Large:
         ends = min(starts, key=lambda one: starts[one][0])
         if starts[ends][0] > below * (1 + WORTH_IMPROVING):
             return None
-        step_ns, plan = self._improved(ends, starts[ends])
+        step_ns, plan = self._improved(ends, starts[ends], lower)
         return (step_ns, plan) if step_ns < below else None
 
-    def improved(self, best: tuple[int, Plan], below: int) -> tuple[int, Plan] | None:
+    def improved(self, best: tuple[int, Plan], lower: int, below: int) -> tuple[int, Plan] | None:
         """A plan faster than `below` ns from the cuts of another one, or None."""
         found = self.plan(best[1].ends)
         if found is None:
             return None
-        step_ns, plan = self._improved(best[1].ends, found)
+        step_ns, plan = self._improved(best[1].ends, found, lower)
         return (step_ns, plan) if step_ns < below else None
 
     def plan(self, ends: Ends, first: int | None = None) -> tuple[int, Plan] | None:
@@ -98,18 +99,30 @@ class Large:
                 found = other
         return found
 
-    def _improved(self, ends: Ends, found: tuple[int, Plan]) -> tuple[int, Plan]:
+    def _improved(self, ends: Ends, found: tuple[int, Plan], lower: int) -> tuple[int, Plan]:
+        """By moves of single layers that leave no stage busier than the busiest, as long as the bound leaves room."""
         left = MOST_MOVES
         for _ in range(4 * self.outer.parts):
+            if found[0] <= lower * (1 + NEAR):
+                return found
+            most = self._busiest(ends)
             for moved in self._moves(ends):
+                if left <= 0:
+                    break
+                if self._busiest(moved) > most:
+                    continue
                 left -= 1
-                other = self.plan(moved) if left >= 0 else None
+                other = self.plan(moved)
                 if other is not None and other[0] < found[0]:
                     ends, found = moved, other
                     break
             else:
                 break
         return self._with_less_tail(ends, found)
+
+    def _busiest(self, ends: Ends) -> int:
+        choices = self._chosen(ends)
+        return max(choice.busy_ns for choice in choices) if choices else 1 << 62
 
     # -- cuts -----------------------------------------------------------------------------------------
     def _starts(self, lower: int) -> Iterator[Ends]:

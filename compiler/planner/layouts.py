@@ -49,7 +49,7 @@ def best_of_layouts(tables: Tables, bound: Bound, index: int, lower: int, below:
                  for layout in layouts[:MOST_UNEVEN] if costs[layout] <= below)
         return next((found for found in tries if found is not None), None)
     wider = Large(Fronts(tables, allowed=_wider(tables, bound, chosen, layouts)), bound, index)
-    return wider.improved(best, below) or best
+    return wider.improved(best, lower, below) or best
 
 
 def ranked(tables: Tables, bound: Bound) -> dict[int, float]:
