@@ -12,7 +12,8 @@ Layers outside of s enter with their least times, whatever stage they are on, so
 where s starts and ends: f_s(i, j) is the longest path with layers i to j-1 on stage s. Its least value is a knapsack
 (`knapsack.py`), taken at three levels, the cheapest first. f_s falls with i and rises with j, so whether all stages can
 stay within U is decided by letting each stage take as many layers as it can (`reaches`), and the bound is the least U
-that passes, by bisection.
+that passes, by bisection. Where that leaves few places for every cut, these are gone through from the first stage on
+(`CHAINED`): what comes before a stage is then the least that stages with their own memory can take.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from .knapsack import FREE, INFINITE, LINEAR, WHOLE, Knapsack, Pool, Weights
 from .problem import Outer, Problem
 from .tables import BACKWARD, FORWARD, TAIL, WEIGHT, Tables
 
-LEVELS = (FREE, LINEAR, WHOLE)
+CHAINED = WHOLE + 1
+LEVELS = (FREE, LINEAR, WHOLE, CHAINED)
+MOST_SPANS = 2000  # of layers that stages may have, looked at one after the other
 
 Content = tuple[tuple[tuple[int, int], ...], ...]  # per chunk: (kind, layers) pairs
 
@@ -86,27 +89,29 @@ class Bound:
         """A bound in no time, without memory: the busiest stage has at least the mean of the work."""
         return -(-self.outer.m * self.work // self.outer.p) if self.open else INFINITE
 
-    def reaches(self, limit: int, last: int = WHOLE) -> bool:
+    def reaches(self, limit: int, last: int = CHAINED) -> bool:
         """Whether a plan of at most `limit` ns may exist; False proves that there is none. `last`: the finest level."""
         return self.open and all(self._reaches(limit, level) for level in LEVELS if level <= last)
 
     def _reaches(self, limit: int, level: int) -> bool:
         if self._interleaved is not None:
-            return self._interleaved.reaches(limit, level)
+            return level == CHAINED or self._interleaved.reaches(limit, level)
+        if level == CHAINED:
+            return self.outer.p == 1 or self._chains(limit)
         starts = self._starts(limit, level)
         if starts[0] > 0:
             return False
         return self.outer.p == 1 or self._ends(limit, self._befores(starts, level), level)[-1] == self.count
 
-    def lower_bound(self, below: int = INFINITE, relative: float = 1e-4, known: int = 0) -> int:
+    def lower_bound(self, below: int = INFINITE, relative: float = 1e-4, known: int = 0, last: int = CHAINED) -> int:
         """No plan of the tuple takes less time than this or `below`, whichever is smaller. Bisection starts from a
-        bound already `known` and stops at the `relative` width."""
+        bound already `known` and stops at the `relative` width. `last`: the finest level."""
         low = max(1, known, self.quick())
-        if low >= below or (below < INFINITE and not self.reaches(below - 1)):
+        if low >= below or (below < INFINITE and not self.reaches(below - 1, last)):
             return below
         if below == INFINITE and not self.fits():
             return INFINITE
-        for level in LEVELS:
+        for level in LEVELS[:last + 1]:
             low = self._least_reached(low, relative, level)
         return min(low, below)
 
@@ -146,6 +151,24 @@ class Bound:
             found.append(_Before(max(own, starts[s]), least))
         return found
 
+    def _chains(self, limit: int) -> bool:
+        """Whether any cuts are left when those of one stage decide on what comes before the next one."""
+        p, split = self.outer.p, int(self.outer.order.splits_backward)
+        first, last = self.windows(limit)
+        if sum((last[s] - first[s] + 1) * (last[s + 1] - first[s + 1] + 1) for s in range(p)) > MOST_SPANS:
+            return True
+        reached = {0: 0}
+        for s in range(p):
+            once, following = Weights(1, 1, 0, 0) if s else Weights(1, 1, split, 1), dict[int, int]()
+            for i, least in reached.items():
+                for j in range(max(i + 1, first[s + 1]), last[s + 1] + 1):
+                    if not self._takes(s, i, _Before(i, least), limit, WHOLE, j):
+                        break
+                    ns = least + self._busy(s, self._own(i, j), once, WHOLE)
+                    following[j] = min(ns, following.get(j, ns))
+            reached = following
+        return self.count in reached
+
     def _together(self, s: int, own: int, end: int) -> int:
         key = s, own, end
         if key not in self._prefixes:
@@ -180,7 +203,7 @@ class Bound:
 
     def _takes(self, s: int, i: int, before: _Before, limit: int, level: int, j: int) -> bool:
         """Whether f_s(i, j), the longest of the paths, is within the limit."""
-        own = [(kind, n) for kind in self.kinds if (n := self.before[kind][j] - self.before[kind][i])]
+        own = self._own(i, j)
         after = self.turn[-1] - self.turn[j]
         returned = before.least_ns + max(0, self.turn[i] - self.turn[before.layers]) if s else 0
         for path in self._paths(s):
@@ -188,6 +211,9 @@ class Bound:
             if left < 0 or self._busy(s, own, path.weights, level) > left:
                 return False
         return True
+
+    def _own(self, i: int, j: int) -> list[tuple[int, int]]:
+        return [(kind, n) for kind in self.kinds if (n := self.before[kind][j] - self.before[kind][i])]
 
     def _busy(self, s: int, own: Sequence[tuple[int, int]], weights: Weights, level: int) -> int:
         held = self.fullest(s)

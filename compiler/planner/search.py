@@ -16,6 +16,7 @@ from ...runtime.errors import MeshwrightError
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate, evaluate_stage
 from .fronts import MOST_WORK, Fronts, TooLarge
+from .knapsack import LINEAR
 from .layered import Layered
 from .layouts import best_of_layouts
 from .problem import Outer, Plan, Problem
@@ -129,7 +130,7 @@ class _Run:
                 bound = bounds.pop(i)
                 self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
             else:
-                lower = max(lower, bounds[i].lower_bound(self.enough, COARSE))
+                lower = max(lower, bounds[i].lower_bound(self.enough, COARSE, last=LINEAR))
                 if lower >= INFINITE or (self.below >= INFINITE and not bounds[i].fits()):
                     self.done[i] = Outcome(i, "infeasible", INFINITE)
                 else:
