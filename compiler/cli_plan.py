@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -121,6 +122,8 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
              profile: Profile = None,
              runnable_only: Annotated[bool, typer.Option("--runnable-only", help="Only what can be run.")] = False,
              prove: Annotated[float | None, typer.Option(help="Seconds for CP-SAT to prove the plan optimal.")] = None,
+             time_limit: Annotated[float | None, typer.Option(help="Seconds of search after which the best plan so far "
+                                                              "is taken, with the gap that is then left.")] = None,
              galvatron_profiles: Annotated[Path | None, typer.Option(help="Search under Galvatron's formulas on this "
                                                                      "folder of its profile files instead.")] = None,
              layers: Annotated[int | None, typer.Option(min=1, help="Galvatron: transformer layers.")] = None,
@@ -157,7 +160,8 @@ def _register_plan(app: typer.Typer, show_value: Callable[[Any], None],
                      [*(ban or []), *(["hsdp"] if no_hsdp else [])])
         request = Request(model, cluster, seq, global_batch, pins_from(pins),
                           training_from(optimizer, precision, training or ()), mixing, imbalance, gpu_price, pad_batch,
-                          profile=str(profile or ""), allocator_share=_margin(allocator_share))
+                          profile=str(profile or ""), allocator_share=_margin(allocator_share),
+                          time_limit_s=math.inf if time_limit is None else time_limit)
         with progress(f"planning {model}"):
             answer: PlanAnswer = plan_for(request, objective, target_tokens_per_s, prove)
         if answer.plan is not None and output is not None:

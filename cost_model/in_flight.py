@@ -8,11 +8,11 @@ operation after the other, so its peak follows from the order alone, whatever th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
+from operator import mul
 from typing import Literal, NamedTuple
 
-from .schedules import Op, Schedule, stage_order, warm_up
+from .schedules import Schedule, stage_order, warm_up
 
 Release = Literal["B", "W"]
 
@@ -63,30 +63,35 @@ def _closed_chunk(schedule: Schedule, stage: int, chunk: int) -> int:
     return peak
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def held_at_peaks(schedule: Schedule, stage: int) -> tuple[Held, ...]:
-    """The counts held at the moments that can be a stage's peak: those that no other moment exceeds in every count.
+    """The counts held at the moments that can be a stage's peak, whatever its chunks hold.
 
-    Takes no longer for more micro-batches: orders repeat after the warm-up, so three times p show every moment."""
-    if schedule.name == "gpipe":
-        return (Held((schedule.micro_batches,), (schedule.micro_batches,)),)
-    return _held_at_peaks(replace(schedule, micro_batches=min(schedule.micro_batches, 3 * schedule.stages)), stage)
-
-
-@lru_cache(maxsize=1 << 15)
-def _held_at_peaks(few: Schedule, stage: int) -> tuple[Held, ...]:
-    until_b, until_w = [0] * few.chunks, [0] * few.chunks
+    Right after a forward most is held, and from the last forward ahead on each brings one more of one chunk while a
+    backward took one of another: between the forwards at which either chunk changes, counts move on a straight line,
+    so what they weigh is largest at one of its ends. Orders repeat after the warm-up: three times p micro-batches show
+    every moment."""
+    p, v, m = schedule.stages, schedule.chunks, schedule.micro_batches
+    ahead = warm_up(schedule, stage)
+    if v == 1:
+        until_b = min(m, ahead + 1)
+        return (Held((until_b,), (min(m, p) if schedule.splits_backward else until_b,)),)
+    last = min(m, 3 * p) * v
+    first = min(last, ahead + 1)
+    ends = {first, last, *range(first - first % -p, last, p), *range(first, last, p)}
     moments: dict[Held, None] = {}
-    ahead = warm_up(few, stage)  # forwards before the first backward: the last of them holds most
-    for number, op in enumerate(stage_order(few, stage)):
-        _count(op, until_b, until_w, few.splits_backward)
-        if op.kind == "F" and number >= ahead - 1:
-            moments[Held(tuple(until_b), tuple(until_w))] = None
-    largest: list[Held] = []  # what covers another moment holds more in all, and comes before it in this order
-    for moment in sorted(moments, key=lambda held: -sum(held.until_b) - sum(held.until_w)):
-        if not any(_covers(other, moment) for other in largest):
-            largest.append(moment)
-    return tuple(moment for moment in moments if moment in largest)
+    for forwards in sorted(ends):
+        done = _per_chunk(schedule, max(0, forwards - ahead - 1))[::-1]
+        held = tuple(a - b for a, b in zip(_per_chunk(schedule, forwards), done, strict=True))
+        moments[Held(held, held)] = None
+    return tuple(moments)
+
+
+def _per_chunk(schedule: Schedule, count: int) -> list[int]:
+    """Of the first `count` forwards of a stage, how many belong to each chunk (of backwards: last chunk first)."""
+    p, v = schedule.stages, schedule.chunks
+    rounds, rest = divmod(count, p * v)
+    return [rounds * p + min(p, max(0, rest - chunk * p)) for chunk in range(v)]
 
 
 def peak_activation_bytes(schedule: Schedule, stage: int, until_b_bytes: Sequence[int],
@@ -96,15 +101,9 @@ def peak_activation_bytes(schedule: Schedule, stage: int, until_b_bytes: Sequenc
     if len(until_b_bytes) != schedule.chunks or len(until_w_bytes) != schedule.chunks:
         raise ValueError(f"expected activation bytes for {schedule.chunks} chunk(s), got {len(until_b_bytes)} and "
                          f"{len(until_w_bytes)}")
-    return max(sum(n * size for n, size in zip(held.until_b, until_b_bytes, strict=True))
-               + sum(n * size for n, size in zip(held.until_w, until_w_bytes, strict=True))
-               for held in held_at_peaks(schedule, stage))
-
-
-def _count(op: Op, until_b: list[int], until_w: list[int], splits_backward: bool) -> None:
-    until_b[op.chunk] += (op.kind == "F") - (op.kind == "B")
-    until_w[op.chunk] += (op.kind == "F") - (op.kind == ("W" if splits_backward else "B"))
-
-
-def _covers(a: Held, b: Held) -> bool:
-    return all(x >= y for x, y in zip(a.until_b + a.until_w, b.until_b + b.until_w, strict=True))
+    moments = held_at_peaks(schedule, stage)
+    if not schedule.splits_backward:
+        sizes = [a + b for a, b in zip(until_b_bytes, until_w_bytes, strict=True)]
+        return max(sum(map(mul, held.until_b, sizes)) for held in moments)
+    return max(sum(map(mul, held.until_b, until_b_bytes)) + sum(map(mul, held.until_w, until_w_bytes))
+               for held in moments)

@@ -67,25 +67,22 @@ class _Walk:
         self.backward_start = [p - 1] * p if self.lockstep else [p - 1 - s + v * p - 1 for s in range(p)]
         self.weight_start = [s + p - 1 for s in range(p)]
         self.weight_ns = [c.weight_gradient_ns[0] for c in costs] if schedule.splits_backward else []
-        self.forward_rows = [self._row(schedule, costs, phase, forward=True) for phase in range(self.round)]
-        self.backward_rows = [self._row(schedule, costs, phase, forward=False) for phase in range(self.round)]
-
-    def _row(self, schedule: Schedule, costs: Sequence[StageCosts], phase: int,
-             forward: bool) -> list[tuple[int, int]]:
-        """(transfer before, duration) for every stage in a step t with t mod round = phase."""
-        p, v = schedule.stages, schedule.chunks
-        row = []
-        for s, c in enumerate(costs):
-            if forward:
-                chunk = (phase - self.forward_start[s]) // p % v
-                waits, sender = (s, chunk) != (0, 0), costs[s - 1].send_forward_ns
-                duration = c.forward_ns[chunk]
-            else:
-                chunk = v - 1 - (phase - self.backward_start[s]) // p % v
-                waits, sender = (s, chunk) != (p - 1, v - 1), costs[s + 1 - p].send_backward_ns
-                duration = c.backward_ns(schedule.splits_backward)[chunk]
-            row.append((sender if waits else _NEVER, duration))
-        return row
+        forward = [c.forward_ns for c in costs]
+        backward = [c.backward_ns(schedule.splits_backward) for c in costs]
+        received = [costs[s - 1].send_forward_ns for s in range(p)]
+        returned = [costs[s + 1 - p].send_backward_ns for s in range(p)]
+        self.forward_rows, self.backward_rows = [], []
+        for phase in range(self.round):
+            chunks = [(phase - first) // p % v for first in self.forward_start]
+            waits = received.copy()
+            if chunks[0] == 0:
+                waits[0] = _NEVER
+            self.forward_rows.append((waits, [own[c] for own, c in zip(forward, chunks, strict=True)]))
+            chunks = [v - 1 - (phase - first) // p % v for first in self.backward_start]
+            waits = returned.copy()
+            if chunks[-1] == v - 1:
+                waits[-1] = _NEVER
+            self.backward_rows.append((waits, [own[c] for own, c in zip(backward, chunks, strict=True)]))
 
     def ends(self) -> list[int]:
         """Walks all steps, skipping whole periods between warm-up and cool-down."""
@@ -107,25 +104,36 @@ class _Walk:
         return self.end
 
     def step(self, t: int) -> None:
-        """Runs step t on every stage that still has, or already has, something to do in it."""
-        end, row, before = self.end, self.forward_rows[t % self.round], self.forward.copy()
-        for s in self._active(self.forward_start, t):
-            transfer, duration = row[s]
-            start = before[s - 1] + transfer
-            self.forward[s] = end[s] = (start if start > end[s] else end[s]) + duration
-        row, before = self.backward_rows[t % self.round], self.backward if self.lockstep else self.backward.copy()
-        for s in self._active(self.backward_start, t)[::-1]:
-            transfer, duration = row[s]
-            start = before[s + 1 - self.stages] + transfer
-            self.backward[s] = end[s] = (start if start > end[s] else end[s]) + duration
+        """Runs step t on every stage that still has, or already has, something to do in it: stages side by side."""
+        end, p, last = self.end, self.stages, self.count - 1
+        first = self.forward_start[0]
+        low, high = max(0, t - last - first), min(p, t - first + 1)
+        if low < high:
+            transfers, durations = self.forward_rows[t % self.round]
+            before = [self.forward[low - 1], *self.forward[low:high - 1]]
+            self.forward[low:high] = end[low:high] = [
+                (a + b if a + b > c else c) + d for a, b, c, d in zip(
+                    before, transfers[low:high], end[low:high], durations[low:high], strict=True)]
+        transfers, durations = self.backward_rows[t % self.round]
+        if self.lockstep:
+            backward = self.backward
+            if self.backward_start[0] <= t <= self.backward_start[0] + last:
+                arrived = _NEVER
+                for s in range(p - 1, -1, -1):
+                    start = arrived + transfers[s]
+                    arrived = backward[s] = end[s] = (start if start > end[s] else end[s]) + durations[s]
+        else:
+            first = self.backward_start[0]  # of stage 0, the last to start
+            low, high = max(0, first - t), min(p, first + last - t + 1)
+            if low < high:
+                behind = [*self.backward[low + 1:high], self.backward[high % p]]
+                self.backward[low:high] = end[low:high] = [
+                    (a + b if a + b > c else c) + d for a, b, c, d in zip(
+                        behind, transfers[low:high], end[low:high], durations[low:high], strict=True)]
         if self.weight_ns:
-            for s in self._active(self.weight_start, t):
+            first = self.weight_start[0]
+            for s in range(max(0, t - last - first), min(p, t - first + 1)):
                 end[s] += self.weight_ns[s]
-
-    def _active(self, starts: list[int], t: int) -> Sequence[int]:
-        if starts[0] <= t < starts[0] + self.count and starts[-1] <= t < starts[-1] + self.count:
-            return range(self.stages)
-        return [s for s, first in enumerate(starts) if first <= t < first + self.count]
 
     def _shape(self) -> tuple[tuple[int, ...], int]:
         """The end times relative to the last stage's, and the last stage's."""

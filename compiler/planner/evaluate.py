@@ -65,6 +65,15 @@ def evaluate(problem: Problem, plan: Plan) -> Evaluation:
     return Evaluation(steady_state_time_ns(outer.order, costs), costs, memory)
 
 
+def evaluate_stage(problem: Problem, outer: Outer, ends: Sequence[int], options: Sequence[int],
+                   stage: int) -> tuple[StageMemory, StageCosts]:
+    """What one stage of a plan with these cuts and options holds and takes."""
+    chosen = [outer.options[kind][o] for kind, o in zip(problem.layers, options, strict=True)]
+    parts = [chosen[a:b] for a, b in pairwise((0, *ends))]
+    return (_stage_memory(outer, parts[stage::outer.p], stage, problem.capacity_bytes),
+            _stage_costs(outer, parts, stage))
+
+
 def _stage_costs(outer: Outer, parts: Sequence[Sequence[Option]], stage: int) -> StageCosts:
     own = parts[stage::outer.p]
     moves = [[outer.reshard[a.layout_out][b.layout_in] for a, b in pairwise(chunk)] for chunk in own]

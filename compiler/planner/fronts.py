@@ -261,7 +261,7 @@ class Fronts:
             return fitting[self.undominated(costs[fitting])]
         memory = place.memory(self.tables, costs)
         fitting = np.flatnonzero(memory <= capacity)
-        return fitting[staircase(memory[fitting], busy_ns(costs[fitting], self.tables.outer.m))]
+        return fitting[staircase(memory[fitting], busy_ns(costs[fitting], place.times))]
 
 
     def undominated(self, rows: Ints) -> npt.NDArray[np.intp]:
@@ -280,10 +280,11 @@ class Fronts:
 
 
 class Place(NamedTuple):
-    """A chunk of a stage."""
+    """A chunk of a stage, and how often its operations count beside its tail where least busy is chosen."""
 
     stage: int
     chunk: int
+    times: int
 
     def memory(self, tables: Tables, costs: Ints) -> Ints:
         """Bytes of these rows there; with several chunks at the moment that holds most micro-batches."""

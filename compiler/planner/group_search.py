@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 
 from .bound import INFINITE, Bound
 from .evaluate import Evaluation, evaluate
+from .knapsack import LINEAR
 from .pricing import Choice, GroupTables, Pricer, Relaxed
 from .problem import Outer, Plan, Problem
-from .search import Found, NothingFits, Outcome, search_below
+from .search import Found, NothingFits, Outcome, search_below, simplest
 from .space import Group
 
 WITHIN = 0.0075  # a plan this close to every open bound ends the search
@@ -48,24 +49,37 @@ class Searched:
 
 
 class GroupSearch:
-    """One search. `within`: a plan this close to every open bound ends it; `most_work`: see `search_below`."""
+    """One search. `within`: a plan this close to every open bound ends it; `most_work`: see `search_below`; after
+    `time_limit_s` seconds the best plan so far is taken, if there is one, and what was not looked at keeps the bound
+    that costs nothing."""
 
     def __init__(self, pricer: Pricer, *, mixing: bool = False, within: float = WITHIN,
-                 most_work: int = MOST_WORK) -> None:
+                 most_work: int = MOST_WORK, time_limit_s: float = math.inf) -> None:
         self.pricer, self.space = pricer, pricer.space
         self.mixing, self.within, self.most_work = mixing, within, most_work
         self.best: tuple[int, Group, int, Plan] | None = None  # ns, group, position of its outer tuple, plan in it
         self.tables: dict[Group, GroupTables] = {}
         self.outcomes: dict[Group, list[Outcome]] = {}
         self.exact = True
+        self.time_limit_s = time_limit_s
 
     def run(self) -> Searched:
         """Search everything: the most promising groups first, as far as a bound of their simplest schedule tells."""
+        deadline = time.monotonic() + self.time_limit_s
         groups = list(self.space.groups())
         hopes = {group: self._relaxed(group) for group in groups}
         for group in sorted(groups, key=lambda g: (hopes[g], groups.index(g))):
-            self._visit(group)
+            if self.best and time.monotonic() >= deadline:
+                self._leave(group)
+            else:
+                self._visit(group)
         return self._assembled(groups)
+
+    def _leave(self, group: Group) -> None:
+        """Close a group unseen."""
+        outers = self.tables[group].outers(self.space)
+        self.outcomes[group] = [self._closed(i, Bound(self.problem([outer]), outer).quick())
+                                for i, outer in enumerate(outers)]
 
     @property
     def _below(self) -> int:
@@ -119,10 +133,11 @@ class GroupSearch:
         self.outcomes[group] = [outcomes[i] for i in range(len(outers))]
 
     def _bound(self, outer: Outer) -> int:
-        """`_enough` or more where relaxed tables close the tuple, else some bound below it."""
+        """`_enough` or more where relaxed tables close the tuple, else some bound below it. With an option or two of
+        each family, whole layers and their transients hardly matter."""
         bound = Bound(self.problem([outer]), outer)
         quick, enough = bound.quick(), self._enough
-        return quick if quick >= enough or bound.reaches(enough - 1) else enough
+        return quick if quick >= enough or bound.reaches(enough - 1, LINEAR) else enough
 
     def _closed(self, index: int, lower: int) -> Outcome:
         if lower >= INFINITE:
@@ -151,6 +166,7 @@ class GroupSearch:
         problem = self.problem([t.outer for t in tuples])
         if plan is None:
             return Searched(problem, tuple(tuples), NothingFits(tuple(outcomes), self.exact))
+        plan = simplest(problem, plan, evaluate(problem, plan).step_ns)
         evaluation: Evaluation = evaluate(problem, plan)
         return Searched(problem, tuple(tuples), Found(plan, evaluation, tuple(outcomes), self.exact))
 

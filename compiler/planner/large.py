@@ -21,6 +21,8 @@ from .tables import STATIC, TRANSIENT, UNTIL_B, UNTIL_W, Ints, staircase
 
 SLACKS = (0.0005, 0.002, 0.01, 0.05)  # how far above the bound cuts are looked for
 WORTH_IMPROVING = 0.05  # moves of single layers gain less
+MOST_MOVES = 40  # plans priced for that
+NEAR = 0.0005  # a plan so close to the bound of its tuple is not improved
 SHARES = (0.5, 0.0, 1.0, 0.25, 0.75)  # where in their windows
 MOST_ROWS = 128  # per chunk of a stage, and of sums over several chunks
 Ends = tuple[int, ...]
@@ -51,7 +53,7 @@ class Large:
         self.fronts, self.bound, self.index = fronts, bound, index
         self.tables, self.outer = fronts.tables, fronts.tables.outer
         self.problem, self.layers = fronts.tables.problem, fronts.tables.problem.layers
-        self._choices: dict[tuple[int, tuple[tuple[int, ...], ...]], tuple[Choice, ...]] = {}
+        self._choices: dict[tuple[int, tuple[tuple[int, ...], ...], int], tuple[Choice, ...]] = {}
 
     def best(self, lower: int, below: int) -> tuple[int, Plan] | None:
         """The best of all starts, improved by moves."""
@@ -65,36 +67,62 @@ class Large:
         ends = min(starts, key=lambda one: starts[one][0])
         if starts[ends][0] > below * (1 + WORTH_IMPROVING):
             return None
-        step_ns, plan = self._improved(ends, starts[ends])
+        step_ns, plan = self._improved(ends, starts[ends], lower)
         return (step_ns, plan) if step_ns < below else None
 
-    def improved(self, best: tuple[int, Plan], below: int) -> tuple[int, Plan] | None:
+    def improved(self, best: tuple[int, Plan], lower: int, below: int) -> tuple[int, Plan] | None:
         """A plan faster than `below` ns from the cuts of another one, or None."""
         found = self.plan(best[1].ends)
         if found is None:
             return None
-        step_ns, plan = self._improved(best[1].ends, found)
+        step_ns, plan = self._improved(best[1].ends, found, lower)
         return (step_ns, plan) if step_ns < below else None
 
-    def plan(self, ends: Ends) -> tuple[int, Plan] | None:
-        """J and plan of the stages' best choices under these cuts; None where a stage does not fit."""
-        choices = self._chosen(ends)
+    def plan(self, ends: Ends, first: int | None = None) -> tuple[int, Plan] | None:
+        """J and plan of the stages' best choices under these cuts; None where a stage does not fit. `first`: how often
+        operations of stage 0 count beside its tail."""
+        choices = self._chosen(ends, first)
         if choices is None:
             return None
         parts = [choices[part % self.outer.p].options[part // self.outer.p] for part in range(self.outer.parts)]
         plan = Plan(outer=self.index, ends=ends, options=tuple(o for part in parts for o in part))
         return evaluate(self.problem, plan).step_ns, plan
 
-    def _improved(self, ends: Ends, found: tuple[int, Plan]) -> tuple[int, Plan]:
+    def _with_less_tail(self, ends: Ends, found: tuple[int, Plan]) -> tuple[int, Plan]:
+        """Backwards end on stage 0, whose tail is then on most paths: where it has time to spare, options that take
+        longer in every micro-batch may end the step sooner."""
+        times = self.outer.m
+        while self.outer.p > 1 and times > 1:
+            times //= 2
+            other = self.plan(ends, times)
+            if other is not None and other[0] < found[0]:
+                found = other
+        return found
+
+    def _improved(self, ends: Ends, found: tuple[int, Plan], lower: int) -> tuple[int, Plan]:
+        """By moves of single layers that leave no stage busier than the busiest, as long as the bound leaves room."""
+        left = MOST_MOVES
         for _ in range(4 * self.outer.parts):
+            if found[0] <= lower * (1 + NEAR):
+                return found
+            most = self._busiest(ends)
             for moved in self._moves(ends):
+                if left <= 0:
+                    break
+                if self._busiest(moved) > most:
+                    continue
+                left -= 1
                 other = self.plan(moved)
                 if other is not None and other[0] < found[0]:
                     ends, found = moved, other
                     break
             else:
                 break
-        return found
+        return self._with_less_tail(ends, found)
+
+    def _busiest(self, ends: Ends) -> int:
+        choices = self._chosen(ends)
+        return max(choice.busy_ns for choice in choices) if choices else 1 << 62
 
     # -- cuts -----------------------------------------------------------------------------------------
     def _starts(self, lower: int) -> Iterator[Ends]:
@@ -147,10 +175,11 @@ class Large:
                             yield tuple(np.cumsum(moved).tolist())
 
     # -- stages ---------------------------------------------------------------------------------------
-    def _chosen(self, ends: Ends) -> list[Choice] | None:
+    def _chosen(self, ends: Ends, first: int | None = None) -> list[Choice] | None:
         """A choice per stage. Layouts at the cuts: the least sum of busy times and transfers, stage by stage."""
         spans, p = list(pairwise((0, *ends))), self.outer.p
-        options = [self.choices(s, tuple(self.layers[a:b] for a, b in spans[s::p])) for s in range(p)]
+        options = [self.choices(s, tuple(self.layers[a:b] for a, b in spans[s::p]),
+                                first if first and s == 0 else self.outer.m) for s in range(p)]
         if not all(options):
             return None
         if self.outer.v > 1:
@@ -168,23 +197,23 @@ class Large:
             reached = following
         return min(reached.values(), key=lambda one: one[:2])[2]
 
-    def choices(self, stage: int, kinds: tuple[tuple[int, ...], ...]) -> tuple[Choice, ...]:
+    def choices(self, stage: int, kinds: tuple[tuple[int, ...], ...], times: int) -> tuple[Choice, ...]:
         """The least busy time of a stage by its boundary layouts; none when nothing fits."""
-        if (stage, kinds) not in self._choices:
-            self._choices[stage, kinds] = tuple(self._least(stage, kinds))
-        return self._choices[stage, kinds]
+        if (stage, kinds, times) not in self._choices:
+            self._choices[stage, kinds, times] = tuple(self._least(stage, kinds, times))
+        return self._choices[stage, kinds, times]
 
-    def _least(self, stage: int, kinds: tuple[tuple[int, ...], ...]) -> Iterator[Choice]:
+    def _least(self, stage: int, kinds: tuple[tuple[int, ...], ...], times: int) -> Iterator[Choice]:
         states: dict[tuple[tuple[tuple[int, int], ...], Families], _Rows] = {((), ()): self._empty(stage)}
         for chunk, own in enumerate(kinds):
             following: dict[tuple[tuple[tuple[int, int], ...], Families], _Rows] = {}
             for (layouts, families), rows in states.items():
-                for key, front in self.fronts.chain(own, Place(stage, chunk)).items():
+                for key, front in self.fronts.chain(own, Place(stage, chunk, times)).items():
                     joint = together(families, key.families)
                     if joint is not None:
                         new = (*layouts, (key.first, key.last)), joint if chunk + 1 < len(kinds) else ()
                         some = _spread(len(front.costs)) if len(kinds) > 1 else slice(None)
-                        joined = self._joined(stage, chunk, rows, front.costs[some], front.nodes[some])
+                        joined = self._joined(Place(stage, chunk, times), rows, front.costs[some], front.nodes[some])
                         following[new] = self._thin(_stack(following[new], joined) if new in following else joined)
             states = following
         for (layouts, _), rows in states.items():
@@ -199,12 +228,12 @@ class Large:
         return _Rows(zero, zero, zero, np.zeros((1, len(self.tables.held(stage))), np.int64),
                      np.zeros((1, 0), np.int64))
 
-    def _joined(self, stage: int, chunk: int, rows: _Rows, costs: Ints, nodes: Ints) -> _Rows:
+    def _joined(self, place: Place, rows: _Rows, costs: Ints, nodes: Ints) -> _Rows:
         a, b = (index.ravel() for index in np.indices((len(rows.busy), len(costs))))
-        moments = np.stack([held.until_b[chunk] * costs[:, UNTIL_B] + held.until_w[chunk] * costs[:, UNTIL_W]
-                            for held in self.tables.held(stage)], axis=1)
+        moments = np.stack([held.until_b[place.chunk] * costs[:, UNTIL_B] + held.until_w[place.chunk] * costs[:, UNTIL_W]
+                            for held in self.tables.held(place.stage)], axis=1)
         return _Rows(rows.static[a] + costs[b, STATIC], np.maximum(rows.transient[a], costs[b, TRANSIENT]),
-                     rows.busy[a] + busy_ns(costs, self.outer.m)[b], rows.moments[a] + moments[b],
+                     rows.busy[a] + busy_ns(costs, place.times)[b], rows.moments[a] + moments[b],
                      np.hstack([rows.nodes[a], nodes[b, None]]))
 
     def _thin(self, rows: _Rows) -> _Rows:

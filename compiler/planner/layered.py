@@ -104,7 +104,7 @@ class Layered:
         if (kinds, stage) not in self.stages:
             found: dict[Key, list[Front]] = {}
             for key, front in self.fronts.chain(kinds).items():
-                memory = Place(stage, 0).memory(self.tables, front.costs)
+                memory = Place(stage, 0, self.outer.m).memory(self.tables, front.costs)
                 fits = np.flatnonzero(memory <= self.tables.problem.capacity_bytes)
                 times = front.costs[fits]
                 times[:, STATIC:] = 0

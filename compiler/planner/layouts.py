@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from .bound import Bound, Weights
+from .bound import Bound
 from .fronts import Fronts
+from .knapsack import Weights
 from .large import Large
 from .problem import Plan
 from .tables import Tables
 
 MOST_LAYOUTS = 12
+BUBBLE = 0.6  # at least so much of 1F1B's bubble is left in every schedule
 MOST_UNEVEN = 3  # layouts tried with others for rarer kinds where none fits alone
 MOST_OTHER = 4  # layouts of a rarer kind, besides the one of most layers
 
@@ -33,8 +35,10 @@ def best_of_layouts(tables: Tables, bound: Bound, index: int, lower: int, below:
         return Large(Fronts(tables), bound, index).best(lower, below)
     best: Best = None
     chosen = None
+    outer = tables.outer
+    filling = 1 + BUBBLE * (outer.p - 1) / (outer.m * outer.v)
     for layout in layouts[:MOST_LAYOUTS]:
-        if costs[layout] > below:
+        if costs[layout] * filling > below:
             break  # its mean stage alone is busier
         own = [_in_layout(tables, kind, layout) or everything[kind] for kind in range(len(everything))]
         found = Large(Fronts(tables, allowed=own), bound, index).best(lower, below)
@@ -45,7 +49,7 @@ def best_of_layouts(tables: Tables, bound: Bound, index: int, lower: int, below:
                  for layout in layouts[:MOST_UNEVEN] if costs[layout] <= below)
         return next((found for found in tries if found is not None), None)
     wider = Large(Fronts(tables, allowed=_wider(tables, bound, chosen, layouts)), bound, index)
-    return wider.improved(best, below) or best
+    return wider.improved(best, lower, below) or best
 
 
 def ranked(tables: Tables, bound: Bound) -> dict[int, float]:
@@ -74,8 +78,8 @@ def _wider(tables: Tables, bound: Bound, chosen: int, layouts: list[int]) -> lis
     for kind in range(len(tables.outer.options)):
         own = _in_layout(tables, kind, chosen)
         if counts[kind] < p or counts[kind] * 4 < len(tables.problem.layers) or not own:
-            cost = bound.costs(kind, Weights(m, m, m, 1))
-            least = {layout: min((int(cost[i]) for i in _in_layout(tables, kind, layout)), default=math.inf)
+            cost = bound.knapsack.costs(kind, Weights(m, m, m, 1))
+            least = {layout: min((cost[i] for i in _in_layout(tables, kind, layout)), default=math.inf)
                      for layout in layouts}
             near = sorted(least, key=lambda layout: (least[layout], layout))[:MOST_OTHER]
             own = own.union(*(_in_layout(tables, kind, layout) for layout in near))

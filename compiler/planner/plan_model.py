@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -44,8 +45,8 @@ class NothingToSearchError(InvalidInputError):
 class Request:
     """What to plan. `model` and `cluster` as on the command line. `pad_batch`: compute a larger batch where the given
     one can't be divided. `profile`: a file that meshwright profile measured, for the presets' place. `allocator_share`:
-    margin on top of what comes and goes in memory. Raises
-    `InvalidInputError`."""
+    margin on top of what comes and goes in memory. `time_limit_s`: of search; then the best plan so far is taken.
+    Raises `InvalidInputError`."""
 
     model: str
     cluster: str
@@ -61,6 +62,7 @@ class Request:
     within: float = WITHIN
     profile: str = ""
     allocator_share: float = ALLOCATOR_SHARE
+    time_limit_s: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("seq", "global_batch"):
@@ -75,6 +77,8 @@ class Request:
             raise InvalidInputError(f"imbalance {self.imbalance:g}", expected="1 to 1000")
         if not 0 <= self.allocator_share <= 10:
             raise InvalidInputError(f"allocator share {self.allocator_share:g}", expected="0 to 10")
+        if not self.time_limit_s > 0:  # refuses NaN too
+            raise InvalidInputError(f"a time limit of {self.time_limit_s:g} seconds", expected="seconds above 0")
         price = self.price_usd_per_gpu_hour
         if price is not None and not 0 <= price < 1e6:
             raise InvalidInputError(f"a GPU price of {price:g} USD an hour", expected="0 or more")
@@ -162,7 +166,8 @@ class Planner:
         """Raises `NothingToSearchError` when the pins leave nothing."""
         if not any(True for _ in self.space.groups()):
             raise NothingToSearchError(self._empty(), do="Change a pin, the batch, or use --pad-batch.")
-        found = GroupSearch(self.pricer, mixing=self.request.mixing, within=self.request.within).run()
+        found = GroupSearch(self.pricer, mixing=self.request.mixing, within=self.request.within,
+                            time_limit_s=self.request.time_limit_s).run()
         if not found.problem.outers:
             raise NothingToSearchError("no schedule is left with these pins and bans")
         return found

@@ -11,10 +11,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ...cost_model.steady_state import steady_state_time_ns
 from ...runtime.errors import MeshwrightError
 from .bound import INFINITE, Bound
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, evaluate, evaluate_stage
 from .fronts import MOST_WORK, Fronts, TooLarge
+from .knapsack import LINEAR
 from .layered import Layered
 from .layouts import best_of_layouts
 from .problem import Outer, Plan, Problem
@@ -73,6 +75,8 @@ def search(problem: Problem, *, within: float = 0.0, most_work: int = MOST_WORK)
     plan, tuples, exact = search_below(problem, INFINITE, within=within, most_work=most_work)
     if plan is None:
         return NothingFits(tuples, exact)
+    evaluation = evaluate(problem, plan)
+    plan = simplest(problem, plan, evaluation.step_ns)
     return Found(plan, evaluate(problem, plan), tuples, exact)
 
 
@@ -85,7 +89,6 @@ def search_below(problem: Problem, known_ns: int, *, within: float,
     if run.best is None:
         return None, tuples, not run.inexact
     step_ns, plan = run.best
-    plan = simplest(problem, plan, step_ns)
     evaluation = evaluate(problem, plan)
     if evaluation.step_ns > step_ns or not evaluation.fits:
         raise MeshwrightError(f"the search priced its plan at {step_ns} ns and as fitting, evaluate at "
@@ -127,7 +130,7 @@ class _Run:
                 bound = bounds.pop(i)
                 self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
             else:
-                lower = max(lower, bounds[i].lower_bound(self.enough, COARSE))
+                lower = max(lower, bounds[i].lower_bound(self.enough, COARSE, last=LINEAR))
                 if lower >= INFINITE or (self.below >= INFINITE and not bounds[i].fits()):
                     self.done[i] = Outcome(i, "infeasible", INFINITE)
                 else:
@@ -149,7 +152,8 @@ class _Run:
         if not exact:
             found = self._searched(i, bound, lower)
             below = found[0] if found else self.below
-            if _small(self.problem, outer) and lower < self._enough(below):
+            exact = lower >= below
+            if not exact and _small(self.problem, outer) and lower < self._enough(below):
                 try:
                     found = Layered(Fronts(tables, below, self.most_work), i).solve(below) or found
                     exact = True
@@ -175,17 +179,26 @@ def _better(a: tuple[int, Plan] | None, b: tuple[int, Plan] | None) -> tuple[int
 def simplest(problem: Problem, plan: Plan, step_ns: int) -> Plan:
     """Ties: equal layers of a stage that share an option move to the first option with which J stays and all fits."""
     outer, parts = problem.outers[plan.outer], plan.part_of_layer()
-    groups = dict.fromkeys((part % outer.p, problem.layers[layer], plan.options[layer])
-                           for layer, part in enumerate(parts))
-    for stage, kind, taken in groups:
+    layers_of: dict[tuple[int, int, int], list[int]] = {}
+    for layer, part in enumerate(parts):
+        layers_of.setdefault((part % outer.p, problem.layers[layer], plan.options[layer]), []).append(layer)
+    costs = list(evaluate(problem, plan).costs)
+    for (stage, kind, taken), layers in layers_of.items():
         for option in range(taken):
             if not problem.mixing and outer.options[kind][option].family != outer.options[kind][taken].family:
                 continue
-            other = plan.model_copy(update={"options": tuple(
-                option if (parts[layer] % outer.p, problem.layers[layer], o) == (stage, kind, taken) else o
-                for layer, o in enumerate(plan.options))})
-            priced = evaluate(problem, other)
-            if priced.fits and priced.step_ns <= step_ns:
-                plan = other
+            options = list(plan.options)
+            for layer in layers:
+                options[layer] = option
+            memory, own = evaluate_stage(problem, outer, plan.ends, options, stage)
+            if memory.missing_bytes:
+                continue
+            # layouts may change at the borders of the neighbours' parts, too: then all of the plan is priced anew
+            same = outer.options[kind][option].layout_in == outer.options[kind][taken].layout_in and (
+                outer.options[kind][option].layout_out == outer.options[kind][taken].layout_out)
+            other = plan.model_copy(update={"options": tuple(options)})
+            now = [*costs[:stage], own, *costs[stage + 1:]] if same else list(evaluate(problem, other).costs)
+            if steady_state_time_ns(outer.order, now) <= step_ns:
+                plan, costs = other, now
                 break
     return plan

@@ -17,7 +17,8 @@ FORWARD, BACKWARD, WEIGHT, TAIL, STATIC, UNTIL_B, UNTIL_W, TRANSIENT = range(8)
 
 
 MOST_SHARED = 16
-_SHARED: dict[tuple[int, bool, bool], tuple[object, tuple[Ints, ...], tuple[tuple[tuple[int, ...], ...], ...]]] = {}
+_Filled = tuple[object, tuple[Ints, ...], tuple[list[list[int]], ...], tuple[tuple[tuple[int, ...], ...], ...]]
+_SHARED: dict[tuple[int, bool, bool], _Filled] = {}
 """Arrays of the last few tables: outer tuples that differ in their schedule only have the same ones."""
 
 
@@ -30,6 +31,7 @@ class Tables:
     problem: Problem
     outer: Outer
     options: tuple[Ints, ...] = field(init=False)
+    rows: tuple[list[list[int]], ...] = field(init=False)  # the same as plain numbers
     families: tuple[tuple[tuple[int, ...], ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -37,12 +39,15 @@ class Tables:
         key = id(self.outer.options), self.outer.order.splits_backward, self.problem.mixing
         kept = _SHARED.get(key)
         if kept is None or kept[0] is not self.outer.options:
-            kept = self.outer.options, tuple(map(self._priced, kinds)), tuple(map(self._grouped, kinds))
+            options = tuple(map(self._priced, kinds))
+            kept = (self.outer.options, options, tuple(table.tolist() for table in options),
+                    tuple(map(self._grouped, kinds)))
             if len(_SHARED) >= MOST_SHARED:
                 _SHARED.clear()
             _SHARED[key] = kept
         object.__setattr__(self, "options", kept[1])
-        object.__setattr__(self, "families", kept[2])
+        object.__setattr__(self, "rows", kept[2])
+        object.__setattr__(self, "families", kept[3])
 
     def _priced(self, kind: int) -> Ints:
         rows = [(o.forward_ns, o.input_gradient_ns, o.weight_gradient_ns, o.sync_ns + o.optimizer_ns, o.static_bytes,
@@ -63,6 +68,10 @@ class Tables:
     def held(self, stage: int) -> tuple[Held, ...]:
         """The counts of micro-batches held at the moments that can be the stage's peak."""
         return held_at_peaks(self.outer.order, stage)
+
+    def fullest(self, stage: int) -> Held:
+        """The moment at which the stage holds most micro-batches, of equal ones the first."""
+        return max(self.held(stage), key=lambda h: sum(h.until_b) + sum(h.until_w))
 
 
 def activation_bytes(held: tuple[Held, ...], chunks: list[Ints]) -> Ints:

@@ -78,7 +78,8 @@ def test_an_activation_released_too_early_is_caught(name: str, monkeypatch: pyte
     line = simulate(schedule, [StageCosts(tuple(sizes), tuple(sizes), tuple(sizes))] * 4)
     held = max(h for _, h in line.activation_curve(1, sizes, sizes))
     assert peak_activation_bytes(schedule, 1, sizes, sizes) == held
-    monkeypatch.setattr(module, "stage_order", lambda *a: (op for op in stage_order(*a) if op[::2] != ("F", 2)))
+    right = module.warm_up
+    monkeypatch.setattr(module, "warm_up", lambda *a: right(*a) - 1)
     forget_peaks()
     try:
         assert peak_activation_bytes(schedule, 1, sizes, sizes) < held
@@ -88,4 +89,3 @@ def test_an_activation_released_too_early_is_caught(name: str, monkeypatch: pyte
 
 def forget_peaks() -> None:
     module.held_at_peaks.cache_clear()
-    module._held_at_peaks.cache_clear()

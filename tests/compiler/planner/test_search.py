@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks._planner_instances import enumerate_plans, instance, large_instance, optimum_ns, sharpened
 from benchmarks.planner_exact import FAULTS, Tally, caught, check
-from meshwright.compiler.planner.bound import Bound
 from meshwright.compiler.planner.evaluate import evaluate
+from meshwright.compiler.planner.knapsack import Knapsack
 from meshwright.compiler.planner.problem import Option, Problem
 from meshwright.compiler.planner.search import Found, NothingFits, search
 from meshwright.cost_model.schedules import ScheduleName
@@ -162,15 +162,15 @@ def test_depth_hardly_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight times as many layers, less than three times as many stages solved."""
     def solved(layers: int) -> int:
         count = 0
-        own = Bound._solve
+        own = Knapsack._solve
 
-        def counted(self: Bound, *args: object) -> int:
+        def counted(self: Knapsack, *args: object) -> int:
             nonlocal count
             count += 1
             return own(self, *args)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patch:
-            patch.setattr(Bound, "_solve", counted)
+            patch.setattr(Knapsack, "_solve", counted)
             search(large_instance(layers, stages=(8, 16)), within=0.005)
         return count
 
