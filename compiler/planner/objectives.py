@@ -38,6 +38,8 @@ def best_for(request: Request, target_tokens_per_s: float | None) -> tuple[Answe
     """The answer, and a line for every step that led to it. Raises `InvalidInputError`."""
     if target_tokens_per_s is not None and request.objective != "fewest-gpus":
         raise InvalidInputError("--target-tokens-per-s", expected="the objective fewest-gpus")
+    if target_tokens_per_s is not None and not isinstance(target_tokens_per_s, (int, float)):
+        raise InvalidInputError(f"target_tokens_per_s {str(target_tokens_per_s)[:40]!r}", expected="a number above 0")
     if target_tokens_per_s is not None and not 0 < target_tokens_per_s < 1e18:
         raise InvalidInputError(f"--target-tokens-per-s {target_tokens_per_s:g}", expected="a number above 0")
     if request.objective == "fewest-gpus":

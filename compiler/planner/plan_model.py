@@ -67,6 +67,10 @@ class Request:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < LARGEST:
                 raise InvalidInputError(f"{name} {value!r}", expected="a whole number of at least 1")
+        for name in ("imbalance", "allocator_share", "price_usd_per_gpu_hour"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise InvalidInputError(f"{name} {str(value)[:40]!r}", expected="a number")
         if not 1 <= self.imbalance <= 1000:
             raise InvalidInputError(f"imbalance {self.imbalance:g}", expected="1 to 1000")
         if not 0 <= self.allocator_share <= 10:
@@ -237,7 +241,8 @@ class Planner:
         return Planner(other, self.model if same else None)
 
 
-def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, objective: str = "throughput",
+def plan(model: object, cluster: str | os.PathLike[str] | Cluster, *, seq: int, global_batch: int,
+         objective: str = "throughput",
          target_tokens_per_s: float | None = None, mixing: bool = False, imbalance: float = 1.0,
          runnable_only: bool = False, pad_batch: bool = False, price_usd_per_gpu_hour: float | None = None,
          optimizer: str = "adamw", precision: str = "bf16", training: Iterable[str] = (), workload: str = "training",
@@ -261,7 +266,8 @@ def plan(model: object, cluster: str | Cluster, *, seq: int, global_batch: int, 
     if objective not in OBJECTIVES:
         raise UnknownNameError("objective", objective, OBJECTIVES)
     request = Request(_model_name(model), _cluster_name(cluster), seq, global_batch, pins_from(pins),
-                      training_from(optimizer, precision, training), mixing, imbalance, price_usd_per_gpu_hour,
+                      training_from(optimizer, precision, names_of(training, "training")), mixing, imbalance,
+                      price_usd_per_gpu_hour,
                       pad_batch, objective, profile=os.fspath(profile),  # type: ignore[arg-type]
                       allocator_share=allocator_share)
     answer, _ = best_for(request, target_tokens_per_s)
@@ -289,9 +295,12 @@ def _model_name(model: object) -> str:
     return str(folder)
 
 
-def _cluster_name(cluster: str | Cluster) -> str:
+def _cluster_name(cluster: object) -> str:
+    if isinstance(cluster, (str, os.PathLike)):
+        return os.fspath(cluster)
     if not isinstance(cluster, Cluster):
-        return cluster
+        raise InvalidInputError(f"a cluster of type {type(cluster).__name__}",
+                                expected='text such as "8x8 h100-sxm", a cluster file, or a Cluster')
     if load_cluster(cluster.name) != cluster:
         raise InvalidInputError(f"a changed cluster {cluster.name!r}", expected='a cluster that its name describes, '
                                 'such as "8x8 h100-sxm", or a cluster file')
@@ -305,8 +314,17 @@ def pins_from(values: dict[str, Any]) -> Pins:
         if name not in known:
             raise UnknownNameError("axis", name, known)
     if "banned" in values:
-        values = {**values, "banned": frozenset(values["banned"])}
+        values = {**values, "banned": frozenset(names_of(values["banned"], "banned"))}
     return Pins(**values)
+
+
+def names_of(value: object, what: str) -> tuple[str, ...]:
+    """One text or several. Raises `InvalidInputError` for anything else."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"{what} {str(name)[:40]!r}", expected="text, or several")
+    return names
 
 
 def refuse_runnable_only() -> None:

@@ -75,8 +75,8 @@ class Pins:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value < 1 << 31):
                 raise InvalidInputError(f"{name} {repr(value)[:40]}", expected="a whole number of at least 1")
-        if self.zero is not None and self.zero not in (0, 1, 2, 3):
-            raise InvalidInputError(f"ZeRO stage {self.zero}", expected="0, 1, 2 or 3")
+        if self.zero is not None and (type(self.zero) is not int or self.zero not in (0, 1, 2, 3)):
+            raise InvalidInputError(f"ZeRO stage {str(self.zero)[:40]}", expected="0, 1, 2 or 3")
         if self.recompute is not None and self.recompute not in MODES:
             raise UnknownNameError("recomputation", self.recompute, MODES)
         if self.schedule is not None and self.schedule not in get_args(ScheduleName):

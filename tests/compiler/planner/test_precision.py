@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,8 @@ def test_configuration_objects_and_clusters(tmp_path: Path) -> None:
     assert Path(found.ask.model, "config.json").is_file() and found.ask.cluster == "1x4 h100-sxm"
     with pytest.raises(InvalidInputError, match="a model of type int"):
         mw.plan(3, cluster, seq=512, global_batch=8)
+    with pytest.raises(InvalidInputError, match="a cluster of type int"):
+        mw.plan(tmp_path, 3, seq=512, global_batch=8)
+    slower = replace(cluster, levels=(replace(cluster.levels[0], latency_s=1.0),))
+    with pytest.raises(InvalidInputError, match="a changed cluster"):
+        mw.plan(tmp_path, slower, seq=512, global_batch=8)
