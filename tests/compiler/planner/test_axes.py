@@ -120,8 +120,8 @@ def test_recomputation_wins_where_memory_is_short() -> None:
 
 
 def test_recomputation_loses_where_memory_is_enough() -> None:
-    """It runs the forward pass again: about a quarter more work. 141 GB hold two samples of a micro-batch whole."""
-    free = plan(LLAMA, "1x8 h200", 8192, 64, pp=1, tp=1)
-    full = plan(LLAMA, "1x8 h200", 8192, 64, pp=1, tp=1, recompute="full")
+    """It runs the forward pass again: about a quarter more work. 141 GB hold all of a sample's activations."""
+    free = plan(LLAMA, "1x8 h200", 8192, 64, pp=1, tp=1, micro_batch=1)
+    full = plan(LLAMA, "1x8 h200", 8192, 64, pp=1, tp=1, micro_batch=1, recompute="full")
     assert all(r.options.recompute == "none" for r in free.layers if r.kind == "LlamaDecoderLayer")
     assert 1.1 < full.predicted.step_time_ns / free.predicted.step_time_ns < 1.5
