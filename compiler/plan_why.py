@@ -2,7 +2,7 @@
 
 Two plans are near ties where their predicted steps differ by less than what predictions of two layouts of one model
 were off by (`cost_model.error_band.comparison_band`): the cost model can't tell them apart. Of these the simplest is
-preferred: the fewest parallel axes in use, then the least recomputation, then no interleaving, then the faster.
+preferred: the fewest parallel axes in most layers, then the least recomputation, then no interleaving, then the faster.
 """
 
 from __future__ import annotations
@@ -185,8 +185,11 @@ def _degree(plan: Plan, axis: str) -> int:
 
 
 def _complexity(plan: Plan) -> Complexity:
-    """Parallel axes in use (sharded states are one), recomputed layers (full ones count double), chunks."""
-    axes = sum(_degree(plan, axis) > 1 for axis in (*AXES, "dp")) + any(r.options.zero > 0 for r in plan.layers)
+    """Parallel axes in use by most layers (sharded states are one), recomputed layers (full ones count double), chunks,
+    schedule."""
+    main = max(plan.layers, key=lambda r: r.count).options
+    degrees = main.tp, main.cp, main.dp, _degree(plan, "pp"), _degree(plan, "ep")
+    axes = sum(degree > 1 for degree in degrees) + any(r.options.zero > 0 for r in plan.layers)
     again = sum(r.count * MODES.index(r.options.recompute) for r in plan.layers)
     return axes, again, plan.schedule.chunks, ("1f1b", "gpipe", "interleaved", "zb-h1").index(plan.schedule.name)
 

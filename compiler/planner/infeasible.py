@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MOST_TUPLES = 2
 LOOSE = 0.9  # a plan that fits is wanted, not a fast one
-MOST_NODES = 32  # times as many are looked at
 TOKENS = 1024  # a step of shorter sequences, or an eighth of the asked one where that is less
 
 
@@ -262,21 +261,27 @@ def _nearest_values(planner: Planner, axis: str, value: Any) -> list[Any]:
 
 
 def _more_nodes(planner: Planner) -> Iterator[Change]:
-    """The fewest more nodes that fit, up to 16 one by one, then in steps of an eighth of those asked for."""
+    """The fewest of `more_than` that fit."""
     cluster, name = planner.cluster, planner.request.cluster
     size, _, device = name.partition(" ")
     if "x" not in size or not device or name != cluster.name:
         return
-    step = max(1, cluster.nodes // 8)
-    for nodes in (*range(cluster.nodes + 1, 17), *range(max(17, cluster.nodes + step), MOST_NODES * cluster.nodes + 1,
-                                                        step)):
+    for nodes in more_than(cluster.nodes):
         if too_few(planner, nodes * cluster.gpus_per_node):
             continue
-        change = Change(f'--cluster "{nodes}x{cluster.gpus_per_node} {device.strip()}"',
-                        {"cluster": f"{nodes}x{cluster.gpus_per_node} {device.strip()}"})
+        larger = f"{nodes}x{cluster.gpus_per_node} {device.strip()}"
+        change = Change(f'--cluster "{larger}"', {"cluster": larger})
         if _helps(planner, change):
             yield change
             return
+
+
+def more_than(nodes: int) -> list[int]:
+    """Larger numbers of nodes: every one up to 16, in eighths up to twice as many, then in quarters of each doubling up
+    to 32 times as many."""
+    found = {*range(nodes + 1, 17), *(nodes * (8 + k) // 8 for k in range(1, 9)),
+             *(nodes * 2**j * (4 + k) // 4 for j in range(1, 5) for k in range(1, 5))}
+    return sorted(n for n in found if n > nodes)
 
 
 def _shorter(planner: Planner) -> tuple[Change | None, float]:

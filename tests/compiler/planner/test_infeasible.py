@@ -16,7 +16,7 @@ import pytest
 from meshwright.compiler.planner import plan_model
 from meshwright.compiler.planner.captured import ModelAtAnyBatch
 from meshwright.compiler.planner.group_search import GroupSearch, Searched
-from meshwright.compiler.planner.infeasible import Change, WhyNot, _nearest_values, applied
+from meshwright.compiler.planner.infeasible import Change, WhyNot, _nearest_values, applied, more_than
 from meshwright.compiler.planner.memory_only import MemoryOnly
 from meshwright.compiler.planner.plan_model import Planner, Request
 from meshwright.compiler.planner.search import Found, NothingFits
@@ -128,8 +128,13 @@ def test_the_fewest_more_nodes(tmp_path: Path) -> None:
     nodes = int(change.request["cluster"].split("x")[0])
     assert 2 < nodes <= 4 and change.what == f'--cluster "{nodes}x1 rtx-4090"'
     assert searched(applied(one, change))
-    for fewer in range(2, nodes):
+    for fewer in range(2, nodes):  # every number up to 16 is tried
         assert not searched(one.with_request(cluster=f"{fewer}x1 rtx-4090"))
+
+
+def test_numbers_of_nodes() -> None:
+    assert more_than(1)[:16] == list(range(2, 17)) + [20] and more_than(1)[-1] == 32
+    assert more_than(64)[:9] == [72, 80, 88, 96, 104, 112, 120, 128, 160] and more_than(64)[-1] == 64 * 32
 
 
 def test_all_pins_together_where_no_single_one_helps(model: ModelAtAnyBatch, tmp_path: Path) -> None:

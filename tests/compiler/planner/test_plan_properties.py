@@ -44,7 +44,7 @@ def best(model: ModelAtAnyBatch, capacity_bytes: float, speed: tuple[float, floa
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(capacity=st.integers(5, 120), more=st.integers(1, 60), inner=st.floats(0.02, 1), outer=st.floats(0.02, 1),
+@given(capacity=st.integers(12, 40), more=st.integers(1, 20), inner=st.floats(0.02, 1), outer=st.floats(0.02, 1),
        faster=st.floats(1, 20), which=st.integers(0, 1), delay=st.floats(0.1, 1))
 def test_more_memory_or_a_faster_link_is_never_slower(
         small: ModelAtAnyBatch, capacity: int, more: int, inner: float, outer: float, faster: float, which: int,
@@ -58,5 +58,5 @@ def test_more_memory_or_a_faster_link_is_never_slower(
 
 
 def test_the_range_holds_what_fits_and_what_does_not(small: ModelAtAnyBatch) -> None:
-    times = [best(small, capacity * MIB, (1.0, 1.0), 1.0) for capacity in (5, 40, 120, 1000)]
-    assert times[0] == float("inf") and times == sorted(times, reverse=True) and times[1] > times[3]
+    times = [best(small, capacity * MIB, (1.0, 1.0), 1.0) for capacity in (5, 14, 18, 1000)]
+    assert times[0] == float("inf") and times == sorted(times, reverse=True) and times[1] > times[2] > times[3]
