@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 MAX_STAGES_SHOWN = 16
 TIGHT_BYTES = 2 * GIB  # with less free, a peak that is a little higher than predicted does not fit
-HEADERS = {"communication": "comm. buffers"}  # so that no header breaks within a word
+HEADERS = {"gradients": "grad.", "optimizer": "optim.", "activations": "activ.", "working-set": "working set",
+           "communication": "comm. buffers", "allocator": "alloc."}  # so that no header breaks within a word
 MEANINGS = {
     "weights": "parameters as products read them", "gradients": "accumulated gradients",
     "optimizer": "moments and float32 copies of parameters",
