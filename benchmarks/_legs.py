@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks._models import Inputs
 BACKEND = "meshwright"
 OURS = ("torch.compile", "mw.compile", "mw max")  # the default legs first, mode="max" apart
 PEERS = ("eager", "inductor", "freezing", "onnxruntime")
+PROBES = ("fp32 product", "bf16 product")  # not compared: how steady the vector units and the AMX tiles are
 
 
 def output_of(result: Any, name: str) -> torch.Tensor:
@@ -37,6 +39,19 @@ def _leg(name: str, function: Callable[..., Any], inputs: Inputs) -> Leg:
     call()
     call()
     return Leg(name, call)
+
+
+def probes() -> list[Leg]:
+    """The same product of 512 x 512 matrices again and again, by the library, in fp32 and in bf16.
+
+    Where other tenants share the cores they take up to half of the units that these use, for seconds at a time and not
+    of both alike; then ratios between programs that lean on different units move. Median over fastest tells.
+    """
+    legs = []
+    for name, dtype in zip(PROBES, (torch.float32, torch.bfloat16), strict=True):
+        a = torch.ones(512, 512, dtype=dtype)
+        legs.append(Leg(name, partial(torch.mm, a, a)))
+    return legs
 
 
 def eager(model: nn.Module, inputs: Inputs) -> Leg:

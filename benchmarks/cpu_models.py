@@ -36,7 +36,7 @@ from benchmarks._harness import (  # noqa: E402
     speedup,
     write_result,
 )
-from benchmarks._legs import BACKEND, OURS, PEERS, build, output_of  # noqa: E402
+from benchmarks._legs import BACKEND, OURS, PEERS, PROBES, build, output_of, probes  # noqa: E402
 from benchmarks._models import MODELS, TRAINING, load  # noqa: E402
 
 GOALS = {"geomean": 1.05, "minimum": 0.97, "backend": 1 / 3, "first_call": 0.6, "training": 1.0}
@@ -100,7 +100,7 @@ def _inference(name: str, given: argparse.Namespace) -> dict[str, Any]:
         with torch.inference_mode():
             truth = output_of(model(**inputs), MODELS[name].output).float()
         errors = {leg.name: _agrees(leg, truth, MODELS[name].output) for leg in legs}
-        runs = {threads: _time(legs, threads, given.rounds) for threads in given.threads}
+        runs = {threads: _time([*legs, *probes()], threads, given.rounds) for threads in given.threads}
     return {
         "model": name,
         "missing": missing,
@@ -198,12 +198,25 @@ def _show_inference(results: list[dict[str, Any]], threads: list[int]) -> dict[s
             summary[ours] = {"geomean": geometric_mean(ratios), "minimum": min(ratios), "cases": len(ratios)}
             print(ours, goal_line("geometric mean against the best peer", summary[ours]["geomean"], GOALS["geomean"]))
             print(ours, goal_line("worst case against the best peer", summary[ours]["minimum"], GOALS["minimum"]))
+    _show_steadiness(results, threads)
     for found in results:
         for leg, why in found.get("missing", {}).items():
             print(f"{found['model']}: no {leg} leg ({why})")
         if "failed" in found:
             print(f"{found['model']}: FAILED, {found['failed']}")
     return summary
+
+
+def _show_steadiness(results: list[dict[str, Any]], threads: list[int]) -> None:
+    """What the machine's other tenants took: median over fastest time of one product, the same in every round."""
+    rows = []
+    for found in results:
+        for t in threads:
+            timings = _timings(found, t)
+            if all(probe in timings for probe in PROBES):
+                rows.append([found["model"], t, *(timings[p].median_s / min(timings[p].seconds) for p in PROBES)])
+    if rows:
+        print_table("Steadiness: median over fastest (1: left alone)", ["model", "threads", *PROBES], rows)
 
 
 def _show_training(results: list[dict[str, Any]], threads: list[int]) -> None:
