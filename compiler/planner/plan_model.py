@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from ...cost_model.calibration import calibration_for
 from ...cost_model.cluster import Cluster
-from ...cost_model.strategy import Dispatch, Fusion, Training
+from ...cost_model.strategy import CudaGraphs, Dispatch, Fusion, Training
 from ...runtime import plan as schema
 from ...runtime.errors import DoesNotFitError, InvalidInputError, UnsupportedError
 from ...runtime.plan_data import Fingerprints
@@ -270,7 +270,8 @@ def training_with(training: Training, word: str) -> Training:
         else:
             number = float(value)
             made = int(number) if isinstance(usual, int) and number.is_integer() else number
-        known = {"fusion": get_args(Fusion), "dispatch": get_args(Dispatch)}.get(name)
+        known = {"fusion": get_args(Fusion), "dispatch": get_args(Dispatch),
+                 "cuda_graphs": get_args(CudaGraphs)}.get(name)
         if usual is None or (known and made not in known) or (name == "software_year" and not 2000 <= made <= 2100):
             raise ValueError
         return replace(training, **{name: made})
