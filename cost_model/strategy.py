@@ -139,8 +139,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZER_STATE_BYTES:
             raise StrategyError(f"optimizer {self.optimizer!r}; expected one of {', '.join(OPTIMIZER_STATE_BYTES)}")
-        if self.selective_every < 1:
-            raise StrategyError(f"selective_every is {self.selective_every}; expected 1 or more")
+        if not isinstance(self.selective_every, int) or self.selective_every < 1:
+            raise StrategyError(f"selective_every is {self.selective_every}; expected a whole number of at least 1")
         for name in ("parameter_bytes", "gradient_bytes", "master_bytes", "reduce_bytes", "gather_bytes"):
             if not 0 <= getattr(self, name) <= 16:
                 raise StrategyError(f"{name} is {getattr(self, name)}; expected 0 to 16 bytes per parameter")

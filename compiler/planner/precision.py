@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from ...cost_model.device import Device
 from ...cost_model.op_price import FP8, NARROW
-from ...cost_model.strategy import OPTIMIZER_STATE_BYTES, Dispatch, Fusion, Training
+from ...cost_model.strategy import OPTIMIZER_STATE_BYTES, CudaGraphs, Dispatch, Fusion, Training
 from ...runtime.errors import InvalidInputError, UnknownNameError
 
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
@@ -49,7 +49,8 @@ def training_with(training: Training, word: str) -> Training:
         else:
             number = float(value)
             made = int(number) if isinstance(usual, int) and number.is_integer() else number
-        known = {"fusion": get_args(Fusion), "dispatch": get_args(Dispatch), "compute": COMPUTE}.get(name)
+        known = {"fusion": get_args(Fusion), "dispatch": get_args(Dispatch), "compute": COMPUTE,
+                 "cuda_graphs": get_args(CudaGraphs)}.get(name)
         if usual is None or (known and made not in known) or (name == "software_year" and not 2000 <= made <= 2100):
             raise ValueError
         return replace(training, **{name: made})

@@ -27,7 +27,7 @@ def test_degrees_follow_from_each_other() -> None:
 
 @pytest.mark.parametrize(("fields", "named"), [
     ({"optimizer": "adamm"}, "adamm"), ({"gradient_bytes": float("nan")}, "gradient_bytes"),
-    ({"selective_every": 0}, "selective_every")])
+    ({"selective_every": 0}, "selective_every"), ({"selective_every": 1.5}, "selective_every")])
 def test_a_training_that_cannot_be_is_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(StrategyError, match=named):
         Training(**fields)

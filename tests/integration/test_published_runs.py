@@ -8,11 +8,13 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from benchmarks._published_fit import fit
-from benchmarks._published_price import cuts, predict, price, ways
+from benchmarks._published_price import _windowed, cuts, description, predict, price, ways
+from benchmarks._published_recipes import with_recipe
 from benchmarks._published_report import ordering
 from benchmarks._published_rows import Row, Run, all_rows
 from benchmarks.costmodel_published import judge, representatives
 from meshwright.cost_model.calibration import calibration_for, committed_software
+from meshwright.cost_model.strategy import Training
 
 pytest.importorskip("transformers")
 ROWS, EXCLUDED = all_rows()
@@ -105,3 +107,31 @@ def test_ordering_counts_pairs_that_differ() -> None:
     (63, 2, 1, (32, 63))])
 def test_cuts(layers: int, p: int, v: int, expected: tuple[int, ...]) -> None:
     assert cuts(layers, p, v) == expected
+
+
+def test_every_other_block_may_see_a_window() -> None:
+    """Its scores are a band of 128 keys: time and FLOPs of attention fall, products stay."""
+    whole = description(small_rows(1)[0].run.model, 2048, 1)
+    (block,) = (k for k in whole.kinds if k.vocabulary is None)
+    made = _windowed(whole, 128)
+    narrow = made.kinds[-1]
+    changed = {i for i, (a, b) in enumerate(zip(block.forward, narrow.forward, strict=True)) if a != b}
+    assert {block.forward[i].kind for i in changed} == {"attention"}
+    (i,) = changed
+    assert narrow.forward[i].flops == block.forward[i].flops * 128 // 2048 and narrow.causal_flops_forward == 0
+    blocks = [k for k in made.order if made.kinds[k].vocabulary is None]
+    assert blocks[::2] == [len(made.kinds) - 1] * (len(blocks) // 2) and blocks[1::2] == [1] * (len(blocks) // 2)
+
+
+@pytest.mark.parametrize(("family", "size", "gpu", "container", "ep", "expected"), [
+    ("llama3", "8b", "b200", "25.11 x", 1, ("all-to-all", False, "step")),
+    ("llama3", "8b", "h100-sxm", "25.11 x", 1, ("all-to-all", False, "none")),
+    ("qwen3", "30b", "h100-sxm", "26.02 x", 8, ("once per node", True, "none")),
+    ("qwen3", "30b", "h100-sxm", "26.02.01 x", 8, ("once per node", False, "none")),
+    ("deepseek", "", "b200", "26.04.01 x", 32, ("once per node", True, "router")),
+    ("gpt-oss", "120b", "gb200", "26.06 x", 64, ("once per node", True, "step"))])
+def test_recipes_of_a_release(family: str, size: str, gpu: str, container: str, ep: int,
+                              expected: tuple[str, bool, str]) -> None:
+    made = with_recipe(Training(fp8_recipe="mxfp8"), family, size, gpu, container, ep)
+    assert (made.dispatch, made.overlap_experts, made.cuda_graphs) == expected
+    assert (made.gradient_bytes, made.reduce_bytes, made.gather_bytes) == (2, 2, 1)

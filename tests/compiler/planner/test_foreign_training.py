@@ -76,7 +76,7 @@ def test_the_price_follows_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "x=1", "fusion=x", "gradient_bytes=nan", "gradient_bytes=99", "async_tp=1",
-                                  "software_year=inf"])
+                                  "software_year=inf", "cuda_graphs=x", "selective_every=1.5"])
 def test_training_words_of_a_file_are_checked(word: str) -> None:
     with pytest.raises(InvalidInputError, match="field=value"):
         training_with(Training(), word)
