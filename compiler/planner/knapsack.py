@@ -136,7 +136,7 @@ class Knapsack:
 
     def among(self, parts: list[tuple[Pool, tuple[int, ...]]]) -> float:
         """The least time of pools under their memory, transients aside, each with these options only."""
-        own = [(_Of(*pool[:4]), ids, pool.layers) for pool, ids in parts]
+        own: list[tuple[_Of, tuple[int, ...] | None, int]] = [(_Of(*pool[:4]), ids, pool.layers) for pool, ids in parts]
         most = [self._transients(of, ids)[-1] for of, ids, _ in own]
         return self._linear(own, most, self.capacity)
 

@@ -20,10 +20,10 @@ from ...runtime.plan_predictions import (
     StagePrediction,
     TupleResult,
 )
-from .bound import INFINITE
 from .captured import ModelAtAnyBatch, digest_of
 from .evaluate import Evaluation, evaluate
 from .group_search import Searched
+from .knapsack import INFINITE
 from .pricing import Pricer
 from .problem import Plan
 from .search import Found, Outcome

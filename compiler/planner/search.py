@@ -13,10 +13,10 @@ from typing import Literal
 
 from ...cost_model.steady_state import steady_state_time_ns
 from ...runtime.errors import MeshwrightError
-from .bound import INFINITE, Bound
+from .bound import Bound
 from .evaluate import Evaluation, evaluate, evaluate_stage
 from .fronts import MOST_WORK, Fronts, TooLarge
-from .knapsack import LINEAR
+from .knapsack import INFINITE, LINEAR
 from .layered import Layered
 from .layouts import best_of_layouts
 from .problem import Outer, Plan, Problem
