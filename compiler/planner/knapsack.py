@@ -76,6 +76,8 @@ class Knapsack:
         self._choices: dict[_Of, tuple[_Choice, ...]] = {}
         self._least: tuple[dict[tuple[Pool, ...], int], ...] = ({}, {}, {})
         self._cheapest: dict[tuple[_Of, tuple[int, ...] | None], _Choice] = {}
+        self._cheapest_capped: dict[tuple[_Of, tuple[int, ...] | None, int], _Choice] = {}
+        self._different: dict[tuple[int, tuple[int, ...] | None], list[int]] = {}
         self._lines: dict[tuple[_Of, tuple[int, ...] | None, int], Line] = {}
         self._stairs: dict[tuple[_Of, tuple[int, ...] | None, int, int], tuple[Floats, Floats] | None] = {}
 
@@ -127,7 +129,7 @@ class Knapsack:
             return self._linear(parts, [own[-1] for own in transients], self.capacity - least)
         best = below
         for largest in sorted({t for own in transients for t in own if t >= least}, reverse=True):
-            caps = [max(t for t in own if t <= largest) for own in transients]
+            caps = [own[bisect.bisect_right(own, largest) - 1] for own in transients]
             if sum(n * self._capped(of, ids, cap).cost for (of, ids, n), cap in zip(parts, caps, strict=True)) >= best:
                 break  # fewer options only cost more
             if self._linear(parts, caps, self.capacity - largest) < best:
@@ -185,10 +187,17 @@ class Knapsack:
         return found
 
     def _capped(self, of: _Of, ids: tuple[int, ...] | None, cap: int) -> _Choice:
-        return min(self._some(of, ids, cap))
+        key = of, ids, cap
+        if key not in self._cheapest_capped:
+            self._cheapest_capped[key] = min(self._some(of, ids, cap))
+        return self._cheapest_capped[key]
 
     def _transients(self, of: _Of, ids: tuple[int, ...] | None) -> list[int]:
-        return sorted({c.transient for c in self._some(of, ids)})
+        """Rising."""
+        key = of.kind, ids
+        if key not in self._different:
+            self._different[key] = sorted({c.transient for c in self._some(of, ids)})
+        return self._different[key]
 
     # -- layers that share the options out --------------------------------------------------------------
     def _linear(self, parts: list[tuple[_Of, tuple[int, ...] | None, int]], caps: list[int], room: int) -> float:

@@ -128,6 +128,9 @@ class _Run:
                 self._excluded(i, lower)
             elif full:
                 bound = bounds.pop(i)
+                if INFINITE > self.enough and not bound.reaches(self.enough - 1):
+                    self._excluded(i, self.enough)
+                    continue
                 self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
             else:
                 lower = max(lower, bounds[i].lower_bound(self.enough, COARSE, last=LINEAR))
