@@ -29,10 +29,11 @@ import numpy as np  # noqa: E402
 from benchmarks._harness import goal_line, print_table, write_result  # noqa: E402
 from benchmarks._planner_instances import Enumerated, enumerate_plans, optimum_ns, sharpened  # noqa: E402
 from meshwright.compiler.planner import evaluate as evaluate_module  # noqa: E402
-from meshwright.compiler.planner.bound import INFINITE, Bound  # noqa: E402
+from meshwright.compiler.planner.bound import Bound  # noqa: E402
 from meshwright.compiler.planner.certificate import certify, verify  # noqa: E402
 from meshwright.compiler.planner.evaluate import evaluate  # noqa: E402
 from meshwright.compiler.planner.fronts import Fronts  # noqa: E402
+from meshwright.compiler.planner.knapsack import INFINITE  # noqa: E402
 from meshwright.compiler.planner.nearest import nearest  # noqa: E402
 from meshwright.compiler.planner.problem import Plan, Problem  # noqa: E402
 from meshwright.compiler.planner.prove import prove  # noqa: E402

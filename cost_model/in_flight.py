@@ -101,9 +101,8 @@ def peak_activation_bytes(schedule: Schedule, stage: int, until_b_bytes: Sequenc
     if len(until_b_bytes) != schedule.chunks or len(until_w_bytes) != schedule.chunks:
         raise ValueError(f"expected activation bytes for {schedule.chunks} chunk(s), got {len(until_b_bytes)} and "
                          f"{len(until_w_bytes)}")
-    moments = held_at_peaks(schedule, stage)
-    if not schedule.splits_backward:
-        sizes = [a + b for a, b in zip(until_b_bytes, until_w_bytes, strict=True)]
-        return max(sum(map(mul, held.until_b, sizes)) for held in moments)
-    return max(sum(map(mul, held.until_b, until_b_bytes)) + sum(map(mul, held.until_w, until_w_bytes))
-               for held in moments)
+    found = 0
+    for held in held_at_peaks(schedule, stage):
+        total: int = sum(map(mul, held.until_b, until_b_bytes))
+        found = max(found, total + sum(map(mul, held.until_w, until_w_bytes)))
+    return found

@@ -20,8 +20,10 @@ Where two stages are almost equally slow it can take until m; then every step is
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import neg
 
 from .pipeline import StageCosts, check_costs
 from .schedules import Schedule
@@ -106,8 +108,7 @@ class _Walk:
     def step(self, t: int) -> None:
         """Runs step t on every stage that still has, or already has, something to do in it: stages side by side."""
         end, p, last = self.end, self.stages, self.count - 1
-        first = self.forward_start[0]
-        low, high = max(0, t - last - first), min(p, t - first + 1)
+        low, high = bisect_left(self.forward_start, t - last), bisect_right(self.forward_start, t)
         if low < high:
             transfers, durations = self.forward_rows[t % self.round]
             before = [self.forward[low - 1], *self.forward[low:high - 1]]
@@ -117,22 +118,21 @@ class _Walk:
         transfers, durations = self.backward_rows[t % self.round]
         if self.lockstep:
             backward = self.backward
-            if self.backward_start[0] <= t <= self.backward_start[0] + last:
-                arrived = _NEVER
-                for s in range(p - 1, -1, -1):
-                    start = arrived + transfers[s]
-                    arrived = backward[s] = end[s] = (start if start > end[s] else end[s]) + durations[s]
+            low, high = bisect_left(self.backward_start, t - last), bisect_right(self.backward_start, t)
+            arrived = backward[high] if high < p else _NEVER
+            for s in range(high - 1, low - 1, -1):
+                start = arrived + transfers[s]
+                arrived = backward[s] = end[s] = (start if start > end[s] else end[s]) + durations[s]
         else:
-            first = self.backward_start[0]  # of stage 0, the last to start
-            low, high = max(0, first - t), min(p, first + last - t + 1)
+            low = bisect_left(self.backward_start, -t, key=neg)  # stage 0 starts last
+            high = bisect_right(self.backward_start, last - t, key=neg)
             if low < high:
                 behind = [*self.backward[low + 1:high], self.backward[high % p]]
                 self.backward[low:high] = end[low:high] = [
                     (a + b if a + b > c else c) + d for a, b, c, d in zip(
                         behind, transfers[low:high], end[low:high], durations[low:high], strict=True)]
         if self.weight_ns:
-            first = self.weight_start[0]
-            for s in range(max(0, t - last - first), min(p, t - first + 1)):
+            for s in range(bisect_left(self.weight_start, t - last), bisect_right(self.weight_start, t)):
                 end[s] += self.weight_ns[s]
 
     def _shape(self) -> tuple[tuple[int, ...], int]:

@@ -5,8 +5,8 @@ operations (v = 1; `interleaved_bound.py` has those of several chunks):
 
     a   forwards reach s · all operations of s · its tail
     b   forwards reach s · all operations of s up to its last B · backwards return to stage 0 · its tail
-    c   a micro-batch goes from s to the last stage and back; the one that s starts right after it does so, too; … · what
-        s then has left · as b (GPipe: once, and all of s)
+    c   a micro-batch goes from s to the last stage and back; the one that s starts right after it does so, too; … ·
+        what s then has left · as b (GPipe: once, and all of s)
 
 Layers outside of s enter with their least times, whatever stage they are on, so the rest of a path depends only on
 where s starts and ends: f_s(i, j) is the longest path with layers i to j-1 on stage s. Its least value is a knapsack
@@ -252,8 +252,7 @@ class Bound:
 
     def content(self, spans: Sequence[tuple[int, int]]) -> Content:
         """How many layers of each kind lie in each of these stretches."""
-        return tuple(tuple((kind, n) for kind in sorted(self.kinds) if (n := self.before[kind][j] - self.before[kind][i]))
-                     for i, j in spans)
+        return tuple(tuple(sorted(self._own(i, j))) for i, j in spans)
 
     def least(self, stage: int, content: Content, weights: Weights) -> int:
         """The least weighted time of these layers, by chunk, on the stage under its memory; `INFINITE` when they don't

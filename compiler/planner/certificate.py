@@ -19,9 +19,9 @@ from ...cost_model.in_flight import peak_activation_bytes
 from ...cost_model.pipeline import StageCosts
 from ...cost_model.steady_state import steady_state_time_ns
 from ...runtime.errors import InvalidInputError
-from .bound import INFINITE, Bound
+from .bound import Bound
 from .evaluate import evaluate
-from .knapsack import Weights
+from .knapsack import INFINITE, Weights
 from .problem import Data, Plan, Problem, part_sizes, read_json
 
 MOST_NODES = 20_000

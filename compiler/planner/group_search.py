@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .bound import INFINITE, Bound
+from .bound import Bound
 from .evaluate import Evaluation, evaluate
-from .knapsack import LINEAR
+from .knapsack import INFINITE, LINEAR
 from .pricing import Choice, GroupTables, Pricer, Relaxed
 from .problem import Outer, Plan, Problem
 from .search import Found, NothingFits, Outcome, search_below, simplest

@@ -1,5 +1,5 @@
-"""Lower bounds for outer tuples with several chunks per stage: v separate stretches of known length, up to the parts that
-are one longer.
+"""Lower bounds for outer tuples with several chunks per stage: v separate stretches of known length, up to the parts
+that are one longer.
 
 Of the paths through stage s, with the first p micro-batches of chunk 0 first, then those of chunk 1, and so on:
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from .knapsack import FREE, INFINITE, Pool, Weights
@@ -73,7 +73,7 @@ class Interleaved:
     def reaches(self, limit: int, level: int) -> bool:
         """Every stage has v parts of `low` layers and some one more: how many more can all stages together hold?"""
         held = 0
-        for stage in sorted(range(self.p), key=lambda s: s not in (0, self.p - 1)):  # the fullest, and the one reached last
+        for stage in dict.fromkeys((0, self.p - 1, *range(self.p))):  # the fullest and the one reached last at first
             most = None
             for n, path in enumerate(self._by_longer(stage, level)):
                 if path is not None:

@@ -14,6 +14,7 @@ options; the others take what they like.
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import NamedTuple
 
@@ -75,6 +76,8 @@ class Knapsack:
         self._choices: dict[_Of, tuple[_Choice, ...]] = {}
         self._least: tuple[dict[tuple[Pool, ...], int], ...] = ({}, {}, {})
         self._cheapest: dict[tuple[_Of, tuple[int, ...] | None], _Choice] = {}
+        self._cheapest_capped: dict[tuple[_Of, tuple[int, ...] | None, int], _Choice] = {}
+        self._different: dict[tuple[int, tuple[int, ...] | None], list[int]] = {}
         self._lines: dict[tuple[_Of, tuple[int, ...] | None, int], Line] = {}
         self._stairs: dict[tuple[_Of, tuple[int, ...] | None, int, int], tuple[Floats, Floats] | None] = {}
 
@@ -101,9 +104,15 @@ class Knapsack:
         least = sum(n * self.cheapest(of, None).cost for of, _, n in others)
         families = sorted((least + sum(n * self.cheapest(of, family).cost for of, n in own), family)
                           for family in self.tables.families[major])
-        best = math.inf
+        best, promising = math.inf, list[tuple[float, int, tuple[int, ...]]]()
         for free, family in families:
             if free >= best:
+                break
+            linear = self._within([*((of, family, n) for of, n in own), *others], free, math.inf, LINEAR)
+            promising.append((linear, free, family))
+            best = min(best, linear) if level == LINEAR else best
+        for linear, free, family in sorted(promising) if level == WHOLE else ():
+            if linear >= best:
                 break
             best = min(best, self._within([*((of, family, n) for of, n in own), *others], free, best, level))
         return INFINITE if best == math.inf else max(0, math.ceil(best * (1 - 1e-12) - 1e-6))
@@ -117,20 +126,21 @@ class Knapsack:
         transients = [self._transients(of, ids) for of, ids, _ in parts]
         least = max(own[0] for own in transients)
         if level == LINEAR:
-            return self._together(parts, [own[-1] for own in transients], self.capacity - least, level)
+            return self._linear(parts, [own[-1] for own in transients], self.capacity - least)
         best = below
         for largest in sorted({t for own in transients for t in own if t >= least}, reverse=True):
-            caps = [max(t for t in own if t <= largest) for own in transients]
+            caps = [own[bisect.bisect_right(own, largest) - 1] for own in transients]
             if sum(n * self._capped(of, ids, cap).cost for (of, ids, n), cap in zip(parts, caps, strict=True)) >= best:
                 break  # fewer options only cost more
-            best = min(best, self._together(parts, caps, self.capacity - largest, level))
+            if self._linear(parts, caps, self.capacity - largest) < best:
+                best = min(best, self._together(parts, caps, self.capacity - largest))
         return best if best < below else math.inf
 
     def among(self, parts: list[tuple[Pool, tuple[int, ...]]]) -> float:
         """The least time of pools under their memory, transients aside, each with these options only."""
-        own = [(_Of(*pool[:4]), ids, pool.layers) for pool, ids in parts]
+        own: list[tuple[_Of, tuple[int, ...] | None, int]] = [(_Of(*pool[:4]), ids, pool.layers) for pool, ids in parts]
         most = [self._transients(of, ids)[-1] for of, ids, _ in own]
-        return self._together(own, most, self.capacity, LINEAR)
+        return self._linear(own, most, self.capacity)
 
     def shared(self, pools: tuple[Pool, ...], stages: int) -> int:
         """The least time of layers that so many stages share out in any way, layers divisible, families free."""
@@ -143,7 +153,7 @@ class Knapsack:
         free = sum(n * c.cost for c, n in cheapest)
         if sum(n * c.memory for c, n in cheapest) <= room:
             return free
-        best = self._together(parts, [own[-1] for own in transients], room, LINEAR)
+        best = self._linear(parts, [own[-1] for own in transients], room)
         return INFINITE if best == math.inf else max(free, math.ceil(best * (1 - 1e-12) - 1e-6))
 
     # -- options of a pool --------------------------------------------------------------------------
@@ -177,20 +187,36 @@ class Knapsack:
         return found
 
     def _capped(self, of: _Of, ids: tuple[int, ...] | None, cap: int) -> _Choice:
-        return min(self._some(of, ids, cap))
+        key = of, ids, cap
+        if key not in self._cheapest_capped:
+            self._cheapest_capped[key] = min(self._some(of, ids, cap))
+        return self._cheapest_capped[key]
 
     def _transients(self, of: _Of, ids: tuple[int, ...] | None) -> list[int]:
-        return sorted({c.transient for c in self._some(of, ids)})
+        """Rising."""
+        key = of.kind, ids
+        if key not in self._different:
+            self._different[key] = sorted({c.transient for c in self._some(of, ids)})
+        return self._different[key]
 
     # -- layers that share the options out --------------------------------------------------------------
-    def _together(self, parts: list[tuple[_Of, tuple[int, ...] | None, int]], caps: list[int], room: int,
-                  level: int) -> float:
+    def _linear(self, parts: list[tuple[_Of, tuple[int, ...] | None, int]], caps: list[int], room: int) -> float:
+        """The least total cost within `room`, layers divisible, no transient above its cap."""
+        at, value = _filled([(self._line(of, ids, cap), n) for (of, ids, n), cap in zip(parts, caps, strict=True)])
+        if at[0] > room:
+            return math.inf
+        last = bisect.bisect_right(at, room) - 1
+        if last + 1 == len(at):
+            return value[-1]
+        return value[last] + (room - at[last]) * (value[last + 1] - value[last]) / (at[last + 1] - at[last])
+
+    def _together(self, parts: list[tuple[_Of, tuple[int, ...] | None, int]], caps: list[int], room: int) -> float:
         """The least total cost within `room`, no transient above its cap: whole layers point by point, divisible ones
         by slope."""
         lines: list[tuple[Line, int]] = []
         memory, cost = np.zeros(1), np.zeros(1)
         for (of, ids, n), cap in zip(parts, caps, strict=True):
-            stairs = self._whole(of, ids, cap, n) if level == WHOLE else None
+            stairs = self._whole(of, ids, cap, n)
             if stairs is None or len(memory) * len(stairs[0]) > MOST_PAIRS:
                 lines.append((self._line(of, ids, cap), n))
                 continue

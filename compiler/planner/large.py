@@ -230,7 +230,8 @@ class Large:
 
     def _joined(self, place: Place, rows: _Rows, costs: Ints, nodes: Ints) -> _Rows:
         a, b = (index.ravel() for index in np.indices((len(rows.busy), len(costs))))
-        moments = np.stack([held.until_b[place.chunk] * costs[:, UNTIL_B] + held.until_w[place.chunk] * costs[:, UNTIL_W]
+        chunk, until_b, until_w = place.chunk, costs[:, UNTIL_B], costs[:, UNTIL_W]
+        moments = np.stack([held.until_b[chunk] * until_b + held.until_w[chunk] * until_w
                             for held in self.tables.held(place.stage)], axis=1)
         return _Rows(rows.static[a] + costs[b, STATIC], np.maximum(rows.transient[a], costs[b, TRANSIENT]),
                      rows.busy[a] + busy_ns(costs, place.times)[b], rows.moments[a] + moments[b],

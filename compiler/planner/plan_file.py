@@ -21,11 +21,11 @@ from ...runtime.plan_predictions import (
     StagePrediction,
     TupleResult,
 )
-from .bound import INFINITE
 from .captured import ModelAtAnyBatch, digest_of
 from .confidence import band_of, doubts
 from .evaluate import Evaluation, evaluate
 from .group_search import Searched
+from .knapsack import INFINITE
 from .pricing import Pricer
 from .problem import Plan
 from .search import Found, Outcome

@@ -13,10 +13,10 @@ from typing import Literal
 
 from ...cost_model.steady_state import steady_state_time_ns
 from ...runtime.errors import MeshwrightError
-from .bound import INFINITE, Bound
+from .bound import Bound
 from .evaluate import Evaluation, evaluate, evaluate_stage
 from .fronts import MOST_WORK, Fronts, TooLarge
-from .knapsack import LINEAR
+from .knapsack import INFINITE, LINEAR
 from .layered import Layered
 from .layouts import best_of_layouts
 from .problem import Outer, Plan, Problem
@@ -128,6 +128,9 @@ class _Run:
                 self._excluded(i, lower)
             elif full:
                 bound = bounds.pop(i)
+                if INFINITE > self.enough and not bound.reaches(self.enough - 1):
+                    self._excluded(i, self.enough)
+                    continue
                 self._solve(i, bound, bound.lower_bound(self.below, FINE, lower))
             else:
                 lower = max(lower, bounds[i].lower_bound(self.enough, COARSE, last=LINEAR))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from meshwright.cost_model import in_flight as module
 from meshwright.cost_model.in_flight import closed_in_flight, in_flight, peak_activation_bytes
 from meshwright.cost_model.pipeline import StageCosts, simulate
-from meshwright.cost_model.schedules import Schedule, stage_order
+from meshwright.cost_model.schedules import Schedule
 
 from .pipelines import instances, schedules
 
