@@ -128,8 +128,8 @@ def main() -> None:
         commands = [command(case) for case in (COMMANDS[:1] if asked.quick else COMMANDS)]
     for row in commands:
         show(row)
-    asked.output.write_text(json.dumps({"cpus": os.cpu_count(), "load": os.getloadavg(), "searches": rows,
-                                        "commands": commands}, indent=1) + "\n")
+    asked.output.write_text(json.dumps({"quick": asked.quick, "cpus": os.cpu_count(), "load": os.getloadavg(),
+                                        "searches": rows, "commands": commands}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

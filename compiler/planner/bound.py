@@ -94,6 +94,8 @@ class Bound:
         return self.open and all(self._reaches(limit, level) for level in LEVELS if level <= last)
 
     def _reaches(self, limit: int, level: int) -> bool:
+        if level == FREE and limit >= INFINITE - 1:
+            return True  # only memory may be in the way
         if self._interleaved is not None:
             return level == CHAINED or self._interleaved.reaches(limit, level)
         if level == CHAINED:
