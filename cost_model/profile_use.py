@@ -115,7 +115,7 @@ def _cluster(profile: MachineProfile, cluster: Cluster) -> Cluster:
             **cluster.device.peak_flops_per_s, **device.peak_flops_per_s}, levels=(
                 *cluster.device.levels[:-1], device.levels[-1]))
     levels = cluster.levels
-    if device.kind == "cpu" and profile.link("inner") is None and cluster.source != LINKS_OF_FILE:
+    if device.kind == "cpu" and cluster.source != LINKS_OF_FILE:  # not by what this CPU does at the moment
         levels = cpu_levels(device.memory_bandwidth_bytes_per_s, cluster.nodes, cluster.gpus_per_node)
     launch_s = profile.collective_launch_s or cluster.collective_launch_s
     return replace(cluster, device=device, levels=_levels(profile, levels), collective_launch_s=launch_s,
