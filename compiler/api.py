@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import jit, nn
 
 from ..runtime.errors import InvalidInputError
 from ..runtime.module import CompiledState, compiled_module, plain, state_of
@@ -23,7 +23,8 @@ def compile(model: M, example_inputs: Any = None, *, passes: Iterable[PassSpec] 
             disable: Iterable[str] | str | None = None, mode: str | None = None,
             options: Mapping[str, Any] | None = None, time_limit_s: float | None = None, dynamic: bool | None = None,
             strict: bool | None = None) -> M:
-    """A faster `model`: same class, same Parameters, same results within rounding; trainable.
+    """A faster `model`: of the model's class (a subclass of its name), same Parameters, same results within rounding;
+    trainable.
 
     example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`; with them compilation
     happens now (one run of the model that leaves random state, buffers and the inputs untouched), without them at the
@@ -41,8 +42,12 @@ def compile(model: M, example_inputs: Any = None, *, passes: Iterable[PassSpec] 
     errors: the region runs eagerly, with a warning, unless `strict` or MESHWRIGHT_STRICT=1.
     """
     if not isinstance(model, nn.Module):
-        raise InvalidInputError(f"a {type(model).__name__}", expected="a torch.nn.Module",
-                                do="For a function use torch.compile(function, backend='meshwright').")
+        raise InvalidInputError(f"a {type(model).__name__}", expected="a torch.nn.Module", do=(
+            "Call the class first." if isinstance(model, type) else
+            "For a function use torch.compile(function, backend='meshwright')." if callable(model) else ""))
+    if isinstance(model, jit.ScriptModule):
+        raise InvalidInputError(f"a {type(model).__name__}", expected="a torch.nn.Module in Python",
+                                do="Compile the module that was scripted or traced.")
     settings = resolve(options, passes=passes, disable=disable, mode=mode, time_limit_s=time_limit_s, dynamic=dynamic,
                        strict=strict)
     source = plain(model)

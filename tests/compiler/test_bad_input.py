@@ -28,6 +28,8 @@ class Unhashable:
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: mw.compile(lambda x: x), r"a function; expected a torch\.nn\.Module"),
+    (lambda: mw.compile(nn.Linear), r"a type; expected a torch\.nn\.Module.*Call the class first"),
+    (lambda: mw.compile(torch.jit.script(nn.Linear(2, 2))), "expected a torch.nn.Module in Python.*that was scripted"),
     (lambda: mw.compile(nn.Linear(2, 2), passes=["fuze"]), "unknown pass 'fuze'.*did you mean 'fuse'"),
     (lambda: mw.compile(nn.Linear(2, 2), disable="fuss"), "unknown pass 'fuss'.*'fuse'"),
     (lambda: mw.compile(nn.Linear(2, 2), mode="maxx"), "unknown mode 'maxx'.*'max'"),
