@@ -147,6 +147,9 @@ class CompiledCppKernel:
         if len(buffers) != self.buffers or len(sizes) != self.sizes:
             raise ValueError(f"{self.name}: expected {self.buffers} buffers and {self.sizes} sizes, "
                              f"got {len(buffers)} and {len(sizes)}")
+        if any(b.device.type != "cpu" for b in buffers):  # its address would be 0
+            raise ValueError(f"{self.name}: expected buffers on the CPU, got one on "
+                             f"{next(b.device for b in buffers if b.device.type != 'cpu')}")
         if self.entry((ctypes.c_void_p * self.buffers)(*[b.data_ptr() for b in buffers]),
                       (ctypes.c_int64 * self.sizes)(*sizes)):
             raise IndexOutOfRangeError(self.name)

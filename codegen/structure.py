@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..runtime.torch_compat import device_of
 from .build import BuiltKernel, build
 from .lowering import kind_of
 from .lowering.shapes import CannotLower
@@ -83,7 +84,7 @@ class StructuralCache:
 def _describe(node: fx.Node) -> Any:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        return (str(value.dtype), str(tuple(value.shape)), str(value.stride()), str(value.device))
+        return (str(value.dtype), str(tuple(value.shape)), str(value.stride()), str(device_of(value)))
     if isinstance(value, (list, tuple)):
         return tuple(str(getattr(v, "shape", v)) for v in value)
     return str(value)

@@ -279,7 +279,8 @@ def learn_symbols(values: dict[str, int], traced: Any, actual: Any) -> None:
 
 def graph_device(gm: fx.GraphModule) -> str:
     """Device type of the graph's tensors: "cuda" when any is there, else "cpu"."""
-    kinds = {v.device.type for n in gm.graph.nodes if isinstance(v := n.meta.get("val"), torch.Tensor)}
+    values = (n.meta.get("val") for n in gm.graph.nodes)
+    kinds = {torch_compat.device_of(v).type for v in values if isinstance(v, torch.Tensor)}
     return "cuda" if "cuda" in kinds else "cpu"
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..runtime.torch_compat import is_operator
+from ..runtime.torch_compat import device_of, is_operator
 from .guard import written_arguments
 from .program_builder import is_effect
 
@@ -207,7 +207,7 @@ def _is_fresh(node: fx.Node) -> bool:
 
 def _same_look(a: torch.Tensor, b: torch.Tensor) -> bool:
     def look(t: torch.Tensor) -> tuple[Any, ...]:  # as text: comparing symbolic sizes would guard on them
-        return t.dtype, t.device, t.layout, str(tuple(t.shape)), str(t.stride()), t.is_conj(), t.is_neg()
+        return t.dtype, device_of(t), t.layout, str(tuple(t.shape)), str(t.stride()), t.is_conj(), t.is_neg()
     return look(a) == look(b)
 
 

@@ -31,7 +31,7 @@ from ..runtime.program import (
     defines,
     reads,
 )
-from ..runtime.torch_compat import argument, is_operator
+from ..runtime.torch_compat import argument, device_of, is_operator
 
 
 class NotAProgram(Exception):
@@ -55,7 +55,7 @@ def tensor_spec(name: str, value: torch.Tensor, *, static: bool = False, source:
     if value.layout != torch.strided or type(value) not in (torch.Tensor, torch.nn.Parameter) and not _is_fake(value):
         raise NotAProgram(f"{name} is a {type(value).__name__} of layout {value.layout}")
     return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(program_text(s) for s in value.shape),
-                      tuple(program_text(s) for s in value.stride()), str(value.device), static, source)
+                      tuple(program_text(s) for s in value.stride()), str(device_of(value)), static, source)
 
 
 def _is_fake(value: torch.Tensor) -> bool:

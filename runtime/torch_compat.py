@@ -88,6 +88,14 @@ def mark_boxed(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     return call
 
 
+def device_of(value: Any) -> Any:
+    """A tensor's device, also of a fake one that another thread's trace is working with: while a fake kernel runs,
+    every tensor of its mode says "meta". Wraps `FakeTensor.fake_device`."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return value.fake_device if isinstance(value, FakeTensor) else value.device
+
+
 def is_fake(value: object) -> bool:
     """True for a tensor without data (fake or on the meta device). Wraps `torch._subclasses.FakeTensor`."""
     import torch

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...runtime.torch_compat import device_of
 from ..expr import Expr
 from ..ir import COMPUTE_FLOATS
 from .builder import TABLES, KernelBuilder, Value, compute_dtype
@@ -338,7 +339,7 @@ def _to_copy(b: KernelBuilder, node: fx.Node, index: Idx) -> Value:
     """A dtype conversion. Going to a narrow dtype rounds, as the user asked."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    if source.meta["val"].device != node.meta["val"].device:
+    if device_of(source.meta["val"]) != device_of(node.meta["val"]):
         raise CannotLower("copy between devices")
     wanted = IR_DTYPES[node.meta["val"].dtype]
     value = b.operand(source, index, IR_DTYPES[source.meta["val"].dtype])

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from meshwright.compiler.backend import recent_reports
+from meshwright.compiler.program_builder import tensor_spec
 from meshwright.compiler.report import Report
 from meshwright.runtime.program import Call, Program
+from meshwright.runtime.torch_compat import fake_mode
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +82,17 @@ def test_the_parts_of_a_tensor_are_views(parts: Callable[..., Any], dynamic: boo
     (program,) = programs(recent_reports()[-1])
     called = [s.op for s in program.steps if isinstance(s, Call)]
     assert not [op for op in called if any(word in op for word in ("split", "chunk", "unbind", "clone"))]
+
+
+def test_a_device_is_right_while_another_trace_runs_a_fake_kernel() -> None:
+    """Programs are built beside the main thread, which may be tracing under the same mode. Then every tensor of it says
+    "meta"; memory that a program allocated there had no address, and kernels wrote to address 0."""
+    mode = fake_mode()
+    with mode:
+        x = torch.empty(2, 3)
+    mode.in_kernel_invocation = True
+    try:
+        assert x.device.type == "meta"  # what the trace's own kernels see
+        assert tensor_spec("x", x).device == "cpu"
+    finally:
+        mode.in_kernel_invocation = False
