@@ -93,8 +93,8 @@ def read_limited(text: str | bytes, what: str, expected: str = "a plan that mesh
         raise InvalidInputError(f"{what} is nested too deep", expected=f"at most {MAX_DEPTH} levels") from None
     except ValueError as error:
         raise InvalidInputError(f"{what} is not JSON ({error})", expected=expected) from None
-    if isinstance(value, (dict, list)):  # a recursion limit that somebody raised lets deep ones through
-        _check_depth(value, what)
+    if too_deep(value):  # a recursion limit that somebody raised lets deep ones through
+        raise InvalidInputError(f"{what} is nested too deep", expected=f"at most {MAX_DEPTH} levels")
     if not isinstance(value, dict):
         raise InvalidInputError(f"{what} holds a JSON {type(value).__name__}", expected=expected)
     return value
@@ -120,14 +120,15 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _check_depth(value: Any, what: str) -> None:
-    level = [value]
+def too_deep(value: Any) -> bool:
+    """Whether JSON data has more than `MAX_DEPTH` levels of objects and lists, without recursion."""
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(MAX_DEPTH):
         level = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)
                  if isinstance(item, (dict, list))]
         if not level:
-            return
-    raise InvalidInputError(f"{what} is nested too deep", expected=f"at most {MAX_DEPTH} levels")
+            return False
+    return True
 
 
 def _shown(value: Fact) -> str:

@@ -21,6 +21,7 @@ from torch import nn
 
 from ...runtime import torch_compat
 from ...runtime.errors import InvalidInputError, UnknownNameError
+from ...runtime.plan_data import too_deep
 from ..models import PRESETS, config_name
 from .experts import one_expert_each, price_experts
 from .model_presets import MODEL_PRESETS
@@ -87,6 +88,8 @@ def _transformers() -> Any:
 def _config_file(path: Path) -> Any:
     try:
         data = json.loads(path.read_text())
+        if too_deep(data):  # whatever the recursion limit is
+            raise RecursionError
     except OSError as error:
         raise InvalidInputError(f"{path}: {error.strerror or error}",
                                 expected="a Hugging Face config.json or its directory") from None
