@@ -75,8 +75,7 @@ def main() -> int:
         path.write_text(json.dumps({"benchmark": "costmodel_published", "date": datetime.datetime.now(
             datetime.timezone.utc).isoformat(timespec="seconds"), "versions": versions(), **payload}, indent=1) + "\n")
         ERRORS.write_text(json.dumps({"written_by": "benchmarks/costmodel_published.py", "errors": payload["by_chip"],
-                                      "comparisons": payload["comparisons"], "range": ranges(rows),
-                                      "fp8_recipes": recipes(rows)}, indent=1) + "\n")
+                                      "range": ranges(rows), "fp8_recipes": recipes(rows)}, indent=1) + "\n")
     return 0
 
 

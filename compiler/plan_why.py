@@ -1,8 +1,8 @@
 """`meshwright why`: the best plan of every family that a plan beat, what held that one back, and which are as good.
 
-Two plans are near ties where their predicted steps differ by less than what predictions of two layouts of one model
-were off by (`cost_model.error_band.comparison_band`): the cost model can't tell them apart. Of these the simplest is
-preferred: the fewest parallel axes in most layers, then the least recomputation, then no interleaving, then the faster.
+Two plans are near ties where their predicted steps differ by less than predictions of published runs were off by
+(`cost_model.error_band.near_tie`): the cost model can't tell them apart. Of these the simplest is preferred: the fewest
+parallel axes in most layers, then the least recomputation, then no interleaving, then the faster.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cost_model.error_band import comparison_band, error_class
+from ..cost_model.error_band import near_tie
 from ..runtime.errors import InvalidInputError, MeshwrightError
 from ..runtime.plan import Plan
 from ..runtime.plan_predictions import Beaten, Predicted
@@ -27,7 +27,6 @@ from .planner.space import MODES
 if TYPE_CHECKING:
     from rich.console import Group as Tables
 
-ASSUMED_TIE = 0.05  # where no two layouts were compared
 AXES = ("tp", "cp", "pp", "ep")
 MIXED = "every layer its own layout (--mixing)"
 
@@ -109,7 +108,8 @@ def why_of(path: Path, run_model_code: bool = False, profile: str | None = None,
 
 def why(plan: Plan, planner: Planner, started: float, mixing: bool = False) -> Why:
     """The families of a plan that is priced as today."""
-    share, source = near_tie(planner)
+    share, source = near_tie(planner.pricer.calibration, planner.request.training, model_class(planner.model.one),
+                             planner.cluster.device.name)
     mixed = [(MIXED, {"mixing": True})] if mixing and not planner.request.mixing else []
     families = [found for name, change in [*_families(plan, planner), *mixed]
                 if (found := _family(planner, plan, name, change, share))]
@@ -120,15 +120,6 @@ def why(plan: Plan, planner: Planner, started: float, mixing: bool = False) -> W
         simplest = None
     beaten = tuple(f.beaten.model_copy(update={"preferred": f is simplest}) for f in families)
     return Why(plan, beaten, time.perf_counter() - started, share, source)
-
-
-def near_tie(planner: Planner) -> tuple[float, str]:
-    """The share within which two plans of the model are equal, and why it is that."""
-    kind, training = model_class(planner.model.one), planner.request.training
-    band = comparison_band(training, kind)
-    if band is None:
-        return ASSUMED_TIE, "assumed: no two published layouts were compared"
-    return band, f"nine in ten comparisons of published layouts, {error_class(training, kind)}, were off by less"
 
 
 def _families(plan: Plan, planner: Planner) -> list[tuple[str, dict[str, Any]]]:

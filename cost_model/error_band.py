@@ -1,7 +1,7 @@
 """How far predicted step times were off where others published them, and which devices nobody published runs of.
 
     error_band(calibration, training, "dense", device)   (0.08, 0.1): a step may take 8 % less to 10 % more
-    comparison_band(training, "dense")                   0.07: two plans of one model this close can't be told apart
+    near_tie(calibration, training, "dense", device)     (0.07, why): two plans this close can't be told apart
     doubt(calibration, device)                           "" or why these numbers were not compared with that device
 
 `published-errors.json` holds, by chip and class of run, median and 90th percentile of |predicted / measured - 1| over
@@ -80,11 +80,17 @@ def error_band(calibration: Calibration, training: Training, model: ModelClass,
     return found[0].band if found else None
 
 
-def comparison_band(training: Training, model: ModelClass) -> float | None:
-    """By which share nine in ten predicted ratios of two layouts of one model, on one cluster with one batch, were at
-    most off. Much of a single prediction's error is common to both and cancels. None where none were compared."""
-    found = committed_comparisons().get(error_class(training, model))
-    return found.p90 if found else None
+def near_tie(calibration: Calibration, training: Training, model: ModelClass, device: str) -> tuple[float, str]:
+    """The share within which two predicted steps are equal, and in words why it is that: nine in ten predictions were
+    off by at most so much. What two layouts have in common does not cancel: ratios of published pairs were off by as
+    much as single steps. A device that was compared with no run takes all chips' runs."""
+    found = published_errors(calibration, training, model, device)
+    if found:
+        return found[0].p90, f"{found[1]} were off by less"
+    which = error_class(training, model)
+    errors = committed_errors()[EVERY_CHIP][which]
+    return errors.p90, f"{device} was not compared: {errors.configurations} published configurations, {which}, of " \
+                       f"other chips: 90 % of predictions were off by less"
 
 
 def doubt(calibration: Calibration, device: str) -> str:
@@ -105,22 +111,6 @@ def doubt(calibration: Calibration, device: str) -> str:
 def committed_errors() -> Mapping[str, Mapping[str, PublishedErrors]]:
     """The committed figures by chip (or `EVERY_CHIP`) and class."""
     return errors_from_json(FILE.read_text()) if FILE.is_file() else {}
-
-
-@lru_cache(maxsize=1)
-def committed_comparisons() -> Mapping[str, PublishedErrors]:
-    """The committed errors of comparisons by class; empty in files of older benchmarks."""
-    return comparisons_from_json(FILE.read_text()) if FILE.is_file() else {}
-
-
-def comparisons_from_json(text: str) -> Mapping[str, PublishedErrors]:
-    """Raises `ValueError`, in one sentence, for anything but what the benchmark writes."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(dict[str, PublishedErrors]).validate_python(json.loads(text).get("comparisons", {}))
-    except (ValidationError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a table of errors: {str(error).splitlines()[0]}") from None
 
 
 def errors_from_json(text: str) -> Mapping[str, Mapping[str, PublishedErrors]]:

@@ -153,7 +153,7 @@ class Certificate(PlanData):
 
 class Beaten(PlanData):
     """The best plan of a family that the plan beat. `binding`: what holds it back (the busiest stage, the memory of
-    stage 0, …). `near_tie`: within what comparisons of two layouts are off by; of those and the plan itself,
+    stage 0, …). `near_tie`: within the error band; of those and the plan itself,
     `preferred` marks the simplest where that is not the plan. No step time: nothing of the family fits, and
     `missing_bytes` says by how much, or, where those are 0, there is no such plan."""
 

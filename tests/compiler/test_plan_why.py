@@ -1,4 +1,4 @@
-"""`meshwright why`: families to whatever degree is best, near ties by what comparisons were off, the simplest
+"""`meshwright why`: families to whatever degree is best, near ties by what predictions were off, the simplest
 preferred, one wording for what does not fit."""
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from meshwright.compiler import plan_why
 from meshwright.compiler.plan_answers import planner_of
 from meshwright.compiler.plan_files import open_plan
 from meshwright.compiler.plan_page import plan_page
-from meshwright.compiler.plan_why import ASSUMED_TIE, Why, _complexity, near_tie, why, why_of
-from meshwright.cost_model.error_band import comparison_band
+from meshwright.compiler.plan_why import Why, _complexity, _family, why, why_of
+from meshwright.cost_model.error_band import committed_errors
 from meshwright.runtime.plan import Plan
 from meshwright.runtime.plan_predictions import Beaten
 from meshwright.runtime.plan_table import beaten_by
@@ -53,13 +52,13 @@ def test_an_unused_axis_is_tried_to_its_best_degree(found: Why) -> None:
     assert got is not None and best * 0.98 <= got <= best * 1.02  # searches end within 2 %
 
 
-def test_near_ties_are_within_what_comparisons_were_off(found: Why) -> None:
+def test_near_ties_are_within_the_error_band(found: Why) -> None:
     step = found.plan.predicted.step_time_ns
-    assert found.near_tie == comparison_band(planner(BERT, FOUR, 512, 16).request.training, "dense")
+    assert found.near_tie == committed_errors()["a100-80"]["dense bf16"].p90
     for b in found.beaten:
         if b.step_time_ns is not None:
             assert b.near_tie == (b.step_time_ns <= step * (1 + found.near_tie)), b.family
-    assert found.as_dict()["near_tie_share"] == found.near_tie and "comparisons of published layouts" in found.verdict
+    assert found.as_dict()["near_tie_share"] == found.near_tie and "were off by less" in found.verdict
 
 
 def test_the_simplest_of_equals_is_preferred(saved: Path) -> None:
@@ -94,12 +93,6 @@ def test_complexity_counts_axes_first_then_recomputation_then_chunks() -> None:
     assert _complexity(chunks) < _complexity(base.model_copy(update={"layers": again}))
 
 
-def test_without_comparisons_a_share_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_why, "comparison_band", lambda training, kind: None)
-    share, source = near_tie(planner(BERT, FOUR, 512, 16))
-    assert share == ASSUMED_TIE and source.startswith("assumed")
-
-
 def test_what_does_not_fit_is_worded_once(saved: Path, found: Why) -> None:
     """The terminal and the page take their words from one function."""
     short = Beaten(family="no ZeRO", title="nothing fits", step_time_ns=None, missing_bytes=5 << 30, binding="memory")
@@ -124,6 +117,6 @@ def test_a_family_that_does_not_fit_says_what_is_missing() -> None:
     one = planner("llama3-8b", "1x8 h100-sxm", 8192, 64, tp=1, pp=1, cp=1, ep=1, recompute="full", micro_batch=1)
     made = one.solve(explain=False).plan
     assert made is not None
-    none = plan_why._family(one, made, "no ZeRO", {"zero": 0}, 0.1)
+    none = _family(one, made, "no ZeRO", {"zero": 0}, 0.1)
     assert none is not None and none.beaten.title == "nothing fits" and none.beaten.missing_bytes > 40 << 30
     assert none.beaten.binding == "memory of stage 0"

@@ -20,6 +20,7 @@ from meshwright.cost_model.error_band import (
     error_band,
     error_class,
     errors_from_json,
+    near_tie,
     published_errors,
 )
 from meshwright.cost_model.presets import PRESETS
@@ -81,6 +82,14 @@ def test_fitted_devices_and_those_of_their_chip_have_a_band(device: str) -> None
     assert doubt(made, device) == ""
     band = error_band(made, BF16, "dense", device)
     assert band and 0 < band[0] < band[1] < 1
+
+
+def test_near_ties_are_those_of_the_chip_or_of_every_chip() -> None:
+    errors = committed_errors()
+    share, why = near_tie(calibration_for("h200"), BF16, "dense", "h200")
+    assert share == errors["h100-sxm"]["dense bf16"].p90 and "h100-sxm: 90 % of predictions were off by less" in why
+    share, why = near_tie(calibration_for("v100"), BF16, "mixture of experts", "v100")
+    assert share == errors[EVERY_CHIP]["fp8 or experts"].p90 and why.startswith("v100 was not compared: ")
 
 
 @pytest.mark.parametrize("device", ["v100", "rtx-4090", "h100-pcie"])
